@@ -1,0 +1,1 @@
+"""Data: prompts, chat templates, fine-tuning rows, calibration text."""

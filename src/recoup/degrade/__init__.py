@@ -1,0 +1,1 @@
+"""Degrade: the injuries, one method a file."""

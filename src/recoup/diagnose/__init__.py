@@ -1,0 +1,1 @@
+"""Diagnose: what was lost, per token and per layer."""

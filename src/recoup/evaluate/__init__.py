@@ -1,0 +1,1 @@
+"""Evaluate: benchmarks, the papers' tasks, fidelity, and the statistics that compare models."""

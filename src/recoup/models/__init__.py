@@ -1,0 +1,1 @@
+"""Models: find, load, save, and look inside."""

@@ -1,0 +1,1 @@
+"""Recover: on-policy self-distillation from a historical checkpoint."""

@@ -1,0 +1,80 @@
+"""Tiny random models of four architectures and a byte tokenizer: everything the default suite runs on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
+VOCAB = 256 + len(SPECIAL)
+WIDTH = 32
+
+LAYOUTS = {
+    "llama": {"model_type": "llama", "num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": True},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": False},
+    "gemma3_text": {"model_type": "gemma3_text", "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 8, "sliding_window": 64},
+    "gpt2": {"model_type": "gpt2", "n_embd": WIDTH, "n_layer": 2, "n_head": 4},
+}  # fmt: skip
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte; nothing to download."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>", bos_token="<|im_start|>",
+        chat_template=CHAT_TEMPLATE, padding_side="left",
+    )  # fmt: skip
+
+
+def save_tiny(layout: str, folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Save a two-block random model of `layout`, with tokenizer and chat template, to `folder`."""
+    tokenizer = byte_tokenizer()
+    settings = {
+        "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 512, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id, **LAYOUTS[layout], **changes,
+    }  # fmt: skip
+    if layout == "gpt2":
+        settings = {k: v for k, v in settings.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")}  # fmt: skip
+        settings["n_positions"] = 512
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    for parameter in model.parameters():  # larger than the default init, so that models disagree and damage shows
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder per layout."""
+    root = tmp_path_factory.mktemp("models")
+    return {layout: save_tiny(layout, root / layout) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models: dict[str, Path]) -> Path:
+    """The tiny Llama."""
+    return tiny_models["llama"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests never write to the user's cache, and never reach a hub."""
+    monkeypatch.setenv("RECOUP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
