@@ -104,9 +104,11 @@ class Term(Node):
     prompts: str = Field("self", description="`self` (the teacher writes them), a JSONL/text file, or `hub:NAME`.")
     teacher: str | None = Field(
         None,
-        description="A model, or a state of this run: `model`, or the type of a degrade step. Null: the state before the last injury.",
+        description="A model, or a state of this run: `model` or a degrade step's type. Null: the state before the last injury.",
     )
-    weight: PositiveFloat = Field(1.0, description="Weight of the term, and its share of the rollouts.")
+    weight: PositiveFloat = Field(
+        1.0, description="Weight of the term in the loss; rollouts are split evenly over the terms."
+    )
     num_prompts: PositiveInt = Field(256, description="Prompts drawn from the source.")
 
 

@@ -3,13 +3,15 @@
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from recoup.config import RunConfig
 from recoup.errors import ConfigError, unknown_name
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -18,22 +20,33 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or values contradict.
     """
-    tree = _read_yaml(path)
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, where=str(path))
+    return parse(RunConfig, _read_yaml(path), str(path), overrides)
 
 
-def parse_config(tree: dict[str, Any], where: str = "config") -> RunConfig:
-    """Validate a plain tree; `where` names its origin in errors.
+def parse(kind: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> M:
+    """Validate a plain tree as a `kind`, after `overrides`; `where` names its origin in errors.
 
     Raises:
         ConfigError: as for `load_config`.
     """
+    for override in overrides:
+        _apply(tree, override)
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        raise ConfigError(f"{where}: {_explain(error, kind)}") from None
+
+
+def settings_tree(settings: Sequence[str]) -> dict[str, Any]:
+    """`["rollout.max_tokens=48", "steps=20"]` as a tree.
+
+    Raises:
+        ConfigError: one is not `key=value`.
+    """
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        _apply(tree, setting)
+    return tree
 
 
 def dump_config(config: RunConfig) -> str:
@@ -83,13 +96,13 @@ def _index(node: list[Any], text: str, key: str) -> int:
     return int(text)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem in one line; the rest are usually its echoes."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return f"{'.'.join([*location[:-1], ''])}{unknown_name('key', location[-1], _fields_at(location[:-1]))}"
+        return f"{'.'.join([*location[:-1], ''])}{unknown_name('key', location[-1], _fields_at(location[:-1], root))}"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = (
@@ -100,9 +113,9 @@ def _explain(error: ValidationError) -> str:
     return f"{where}: {message}{shown}" if where else message
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
+def _fields_at(location: Sequence[str], root: type[BaseModel]) -> list[str]:
     """Field names of the config class at `location`, following unions by their `type` tag."""
-    models: list[type[BaseModel]] = [RunConfig]
+    models: list[type[BaseModel]] = [root]
     for part in location:
         if part.isdigit():
             continue

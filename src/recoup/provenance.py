@@ -52,7 +52,7 @@ def _versions() -> dict[str, str]:
 
 
 def _device() -> dict[str, Any]:
-    import torch  # noqa: PLC0415  the config and report paths import this module's callers without torch
+    import torch
 
     device: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():

@@ -34,7 +34,8 @@ def opened_user_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, answer: bool) -> str:
     if not tokenizer.chat_template:
         raise SourceError(
-            f"{tokenizer.name_or_path}: has no chat template; set `chat_template` to a Jinja file, or to `plain` to send text as it is"
+            f"{tokenizer.name_or_path}: has no chat template; "
+            "set `chat_template` to a Jinja file, or to `plain` to send text as it is"
         )
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)

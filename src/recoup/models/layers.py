@@ -77,7 +77,8 @@ def feed_forwards(model: PreTrainedModel) -> tuple[FeedForward, ...]:
         parts = [part for child in block.children() if (part := _feed_forward(child, width))]
         if len(parts) != 1:
             raise StructureError(
-                f"block {index} of {type(model).__name__}: no plain or gated feed-forward part of width {width} found; FFN pruning does not fit this architecture"
+                f"block {index} of {type(model).__name__}: no plain or gated feed-forward part of width {width} found; "
+                "FFN pruning does not fit this architecture"
             )
         up, down = parts[0]
         found.append(FeedForward(index, tuple(names[id(module)] for module in up), names[id(down)]))

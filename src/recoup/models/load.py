@@ -53,7 +53,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, chat_template: str | 
     source = resolve(name)
     if source.kind == "gguf":
         source = Source(name, "folder", str(_converted(Path(source.location))))
-    with _one_line_errors(name), _quiet():
+    with _one_line_errors(name), quiet():
         model = (
             _adapter(source, dtype)
             if source.kind == "adapter"
@@ -114,7 +114,7 @@ def _converted(file: Path) -> Path:
     folder = cache_folder() / "converted" / _sha256(file)[:16]
     if (folder / "config.json").is_file():
         return folder
-    with _one_line_errors(str(file)), _quiet():
+    with _one_line_errors(str(file)), quiet():
         tokenizer = _gguf_tokenizer(file)
         quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
@@ -176,7 +176,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading bars of the library would tear recoup's own progress display."""
     enabled: Any = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

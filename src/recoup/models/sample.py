@@ -49,7 +49,7 @@ def sample(model: LanguageModel, prompts: Sequence[Sequence[int]], settings: Sam
     Returns:
         Rollouts in the order of `prompts`.
     """
-    assert prompts and all(prompts), "no prompt, or an empty one"
+    assert all(prompts), "an empty prompt"
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     generator = torch.Generator(model.device).manual_seed(settings.seed)
     completions: dict[int, list[int]] = {}
@@ -140,8 +140,10 @@ def _complete(
 def _prefill(
     model: PreTrainedModel, tokens_BT: Int[Tensor, "B T"], attention_BT: Bool[Tensor, "B T"], cache: DynamicCache
 ) -> None:
-    """Fill the cache through the backbone alone: the head over a prompt is work, and its last-token slice on a CPU
-    copies the head once per row."""
+    """Fill the cache through the backbone alone.
+
+    The head over a prompt is work, and `logits_to_keep` on a CPU copies the whole head once per row.
+    """
     if tokens_BT.shape[1]:
         positions_BT = position_ids(attention_BT)
         model.base_model(

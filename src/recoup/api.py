@@ -1,0 +1,102 @@
+"""The Python API: one function per stage, each on models a user already has, each returning a frozen result.
+
+    import recoup
+    result = recoup.recover(student="int3/", teacher="Qwen/Qwen2.5-3B-Instruct", prompts="self", output="repaired/")
+
+Every other setting of a stage (its class in `recoup.config`) is a keyword argument, nested ones as dicts. All functions also
+take `seed` (0), `chat_template` (a Jinja file or `plain`, for a model without one) and `progress` (called with a label, how
+many are done and how many there are).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recoup.config import Diagnose, Evaluate, Recover, RunConfig
+from recoup.config_file import parse
+from recoup.degrade.run import DegradeInputs
+from recoup.degrade.run import run as run_degrade
+from recoup.diagnose.run import DiagnoseInputs
+from recoup.diagnose.run import run as run_diagnose
+from recoup.evaluate.run import EvaluateInputs
+from recoup.evaluate.run import run as run_evaluate
+from recoup.models.load import LanguageModel, load
+from recoup.progress import Progress, silent
+from recoup.recover.run import RecoverInputs
+from recoup.recover.run import run as run_recover
+from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult
+
+__all__ = ["LanguageModel", "degrade", "diagnose", "evaluate", "load", "recover"]
+
+
+@dataclass(frozen=True)
+class _Common:
+    """Keyword arguments that every stage takes."""
+
+    seed: int = 0
+    chat_template: str | Path | None = None
+    progress: Progress = silent
+
+
+def degrade(*, model: str, method: str, output: str | Path, **settings: Any) -> DegradeResult:
+    """Damage `model` with `method` (`recoup ls methods`); the damaged model is in `output/checkpoint`.
+
+    Raises:
+        ConfigError: an unknown method or setting.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    # a method is one of a union of configs, which only the run's config knows as a whole
+    tree = {"name": "degrade", "degrade": [{"type": method, **settings}]}
+    config = parse(RunConfig, tree, f"degrade {method}").degrade[0]
+    return run_degrade(config, DegradeInputs(model, common.seed, common.chat_template), Path(output), common.progress)
+
+
+def diagnose(*, teacher: str, student: str, output: str | Path, **settings: Any) -> DiagnoseResult:
+    """Measure what `student` lost against `teacher`, per token and per layer.
+
+    Raises:
+        ConfigError: an unknown setting.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    config = parse(Diagnose, settings, "diagnose")
+    inputs = DiagnoseInputs(teacher, student, common.seed, common.chat_template)
+    return run_diagnose(config, inputs, Path(output), common.progress)
+
+
+def recover(*, student: str, teacher: str, output: str | Path, prompts: str = "self", **settings: Any) -> RecoverResult:
+    """Repair `student` by on-policy self-distillation from `teacher`; the repaired model is in `output/checkpoint`.
+
+    Several teachers: give `terms=[{"prompts": …, "teacher": …, "weight": …}, …]` instead of `prompts`; a term without a
+    teacher gets `teacher`.
+
+    Raises:
+        ConfigError: an unknown setting.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    config = parse(Recover, {"terms": [{"prompts": prompts}], **settings}, "recover")
+    teachers = tuple(term.teacher or teacher for term in config.terms)
+    inputs = RecoverInputs(student, teachers, common.seed, common.chat_template)
+    return run_recover(config, inputs, Path(output), common.progress)
+
+
+def evaluate(
+    *, reference: str, degraded: str, output: str | Path, recovered: str | None = None, **settings: Any
+) -> EvaluateResult:
+    """Compare models on benchmarks and on fidelity to `reference`, with paired statistics.
+
+    Raises:
+        ConfigError: an unknown setting or task.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    config = parse(Evaluate, settings, "evaluate")
+    inputs = EvaluateInputs(reference, degraded, recovered, common.seed, common.chat_template)
+    return run_evaluate(config, inputs, Path(output), common.progress)
+
+
+def _common(settings: dict[str, Any]) -> _Common:
+    """Take the arguments of every stage out of `settings`; what is left are the stage's own."""
+    return _Common(**{name: settings.pop(name) for name in _Common.__dataclass_fields__ if name in settings})

@@ -1,0 +1,218 @@
+"""The command line: arguments → config → pipeline; no logic. Heavy imports wait until a verb needs them.
+
+A mistake of the user's is one line on standard error and exit code 2. Ctrl-C is exit code 130, and the same command goes on
+where it stopped.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import recoup
+from recoup import show
+from recoup.config import RunConfig
+from recoup.config_file import dump_config, load_config, settings_tree
+from recoup.errors import RecoupError
+from recoup.progress import terminal
+from recoup.run_folder import RunFolder
+
+app = typer.Typer(
+    name="recoup",
+    help="Give a damaged language model back what it lost, from its own earlier checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="Folder, hub id[@revision], GGUF file, adapter folder, or `embedded`.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the stage.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+RunOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; `runs/NAME` if not given.")]
+Seed = Annotated[int, typer.Option(help="Seeds every random choice.")]
+Template = Annotated[str | None, typer.Option(help="Jinja file, or `plain`, for a model without a chat template.")]
+
+
+class Kind(StrEnum):
+    """What `ls` lists."""
+
+    METHODS = "methods"
+    TASKS = "tasks"
+    MODELS = "models"
+
+
+@app.command()
+def demo(settings: Settings = None, output: RunOutput = None) -> None:
+    """The whole job on the embedded model: damage, diagnose, recover, evaluate, report.
+
+    Example: `recoup demo`
+    """
+    _run(load_config(Path(__file__).parent / "configs" / "demo.yaml", settings or []), output)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `configs/` holds one per kind of run.")],
+    settings: Settings = None,
+    output: RunOutput = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Run every stage of a config; a stopped run goes on where it stopped.
+
+    Example: `recoup run configs/nf4.yaml recover.learning_rate=1e-5 --dry-run`
+    """
+    resolved = load_config(config, settings or [])
+    if dry_run:
+        out.print(dump_config(resolved), markup=False, highlight=False, end="", soft_wrap=True)
+    else:
+        _run(resolved, output)
+
+
+@app.command()
+def degrade(
+    model: Model,
+    method: Annotated[str, typer.Option(help="See `recoup ls methods`.")],
+    output: Output,
+    settings: Settings = None,
+    seed: Seed = 0,
+    chat_template: Template = None,
+) -> None:
+    """Damage a model: fine-tune it narrowly, quantize it, or prune it.
+
+    Example: `recoup degrade embedded --method quantize --output int3 bits=3 group_size=64`
+    """
+    with terminal(err) as progress:
+        options = _options(settings, seed, chat_template)
+        result = recoup.degrade(model=model, method=method, output=output, progress=progress, **options)
+    show.degraded(out, result)
+
+
+@app.command()
+def diagnose(
+    teacher: Annotated[str, typer.Option(help="The earlier checkpoint.")],
+    student: Annotated[str, typer.Option(help="The damaged model.")],
+    output: Output,
+    settings: Settings = None,
+    seed: Seed = 0,
+    chat_template: Template = None,
+) -> None:
+    """Measure what was lost, per token and per layer.
+
+    Example: `recoup diagnose --teacher embedded --student int3/checkpoint --output diagnosis num_prompts=16`
+    """
+    with terminal(err) as progress:
+        options = _options(settings, seed, chat_template)
+        result = recoup.diagnose(teacher=teacher, student=student, output=output, progress=progress, **options)
+    show.diagnosed(out, result)
+
+
+@app.command()
+def recover(
+    student: Annotated[str, typer.Option(help="The damaged model.")],
+    teacher: Annotated[str, typer.Option(help="Its own earlier checkpoint.")],
+    output: Output,
+    settings: Settings = None,
+    seed: Seed = 0,
+    chat_template: Template = None,
+) -> None:
+    """Repair a model by on-policy self-distillation from its own earlier checkpoint.
+
+    Example: `recoup recover --student int3/checkpoint --teacher embedded --output repaired prompts=my_prompts.jsonl steps=50`
+    """
+    with terminal(err) as progress:
+        options = _options(settings, seed, chat_template)
+        result = recoup.recover(student=student, teacher=teacher, output=output, progress=progress, **options)
+    show.recovered(out, result)
+
+
+@app.command()
+def evaluate(
+    reference: Annotated[str, typer.Option(help="The undamaged model.")],
+    degraded: Annotated[str, typer.Option(help="The damaged model.")],
+    output: Output,
+    settings: Settings = None,
+    recovered: Annotated[str | None, typer.Option(help="The repaired model.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare models on benchmarks and on fidelity to the reference, with paired statistics.
+
+    Example: `recoup evaluate --reference embedded --degraded int3/checkpoint --output proof limit=200 'tasks=[arc_easy, piqa]'`
+    """
+    with terminal(err) as progress:
+        options = {**settings_tree(settings or []), "seed": seed, "progress": progress}
+        result = recoup.evaluate(reference=reference, degraded=degraded, recovered=recovered, output=output, **options)
+    show.evaluated(out, result)
+
+
+@app.command()
+def verify(model: Model) -> None:
+    """Check that every constrained weight lies on its grid or mask, bit for bit; exit code 1 if one does not.
+
+    Example: `recoup verify runs/demo/recover/checkpoint`
+    """
+    from recoup.structure.verify import verify_checkpoint
+
+    verification = verify_checkpoint(model)
+    show.verified(out, model, verification)
+    if not verification.exact:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Rebuild the report from a run folder; needs no GPU and no model.
+
+    Example: `recoup report runs/demo`
+    """
+    from recoup.report import write_report
+
+    out.print(f"wrote {escape(str(write_report(RunFolder(folder))))}", soft_wrap=True)
+
+
+@app.command()
+def ls(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.METHODS) -> None:
+    """List methods, tasks or models, a line each.
+
+    Example: `recoup ls tasks`
+    """
+    from recoup.degrade import describe_methods
+    from recoup.models.source import describe_models
+
+    if kind is Kind.TASKS:
+        from recoup.evaluate.tasks import known_tasks
+
+        show.listed(out, known_tasks())
+    else:
+        show.listed(out, describe_methods() if kind is Kind.METHODS else describe_models())
+
+
+def main() -> None:
+    """Entry point of the `recoup` command."""
+    try:
+        app()
+    except RecoupError as error:
+        err.print(f"recoup: {escape(' '.join(str(error).split()))}", style="red", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("recoup: stopped; the same command goes on where it stopped", soft_wrap=True)
+        sys.exit(130)
+
+
+def _run(config: RunConfig, output: Path | None) -> None:
+    from recoup.pipeline import run as run_pipeline
+
+    folder = RunFolder(output or Path("runs") / config.name)
+    with terminal(err) as progress:
+        result = run_pipeline(config, folder, progress)
+    show.evaluated(out, result)
+    out.print(f"report: {escape(str(folder.report))}", soft_wrap=True)
+
+
+def _options(settings: list[str] | None, seed: int, chat_template: str | None) -> dict[str, Any]:
+    return {**settings_tree(settings or []), "seed": seed, "chat_template": chat_template}

@@ -1,0 +1,98 @@
+"""Tasks whose items are conversations: the model answers greedily through its chat template, and the text is graded."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recoup.config import Evaluate
+from recoup.data.chat import Messages, prompt_ids
+from recoup.errors import DataError
+from recoup.evaluate.completion import complete
+from recoup.evaluate.items import NUM_SAMPLES, Report, choose, silent
+from recoup.models.load import LanguageModel
+from recoup.models.sample import Sampling
+from recoup.results import TaskItems
+from recoup.run_folder import read_jsonl
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatTask:
+    """One task. `grade` gives named scores in [0, 1]; the one named `metric` is the item's score."""
+
+    name: str
+    file: str  # under the data folder
+    metric: str
+    max_tokens: int
+    messages: Callable[[Row], Messages]
+    gold: Callable[[Row], str]  # the right answer as a model would write it
+    grade: Callable[[Row, str], dict[str, float]]
+    about: str
+
+
+def data_file(task: ChatTask, data: str | None) -> Path:
+    """Where the rows of `task` are.
+
+    Raises:
+        DataError: no data folder is given, or it lacks the file.
+    """
+    if data is None:
+        raise DataError(f"task {task.name!r} needs `evaluate.data`: the folder that holds {task.file}")
+    path = Path(os.path.expandvars(data)).expanduser() / task.file
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; `evaluate.data` is the folder that holds {task.file}")
+    return path
+
+
+def read_rows(task: ChatTask, data: str | None) -> list[Row]:
+    """Rows of `task`, each known to hold a prompt and a gold answer.
+
+    Raises:
+        DataError: the file is missing, or a row lacks a field.
+    """
+    path = data_file(task, data)
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, start=1):
+        try:
+            task.messages(row), task.gold(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, row {number}: not a row of {task.name} ({type(error).__name__}: {error})"
+            ) from None
+    if not rows:
+        raise DataError(f"{path}: holds no rows")
+    return rows
+
+
+def score(model: LanguageModel, task: ChatTask, config: Evaluate, seed: int, report: Report = silent) -> TaskItems:
+    """One model on one task.
+
+    Raises:
+        DataError: as for `read_rows`.
+        SourceError: the model has no chat template.
+    """
+    rows = read_rows(task, config.data)
+    chosen = choose(len(rows), config.limit, seed, task.name)
+    prompts = [prompt_ids(model.tokenizer, task.messages(rows[number])) for number in chosen]
+    texts = complete(model, prompts, Sampling(task.max_tokens), config.batch_tokens, report)
+    grades = [task.grade(rows[number], text) for number, text in zip(chosen, texts, strict=True)]
+    samples = [
+        {
+            "item": f"{task.name}/{number}",
+            "prompt": task.messages(rows[number])[-1]["content"],
+            "completion": text,
+            "gold": task.gold(rows[number]),
+            **grade,
+        }
+        for number, text, grade in zip(chosen, texts, grades, strict=True)
+    ]
+    return TaskItems(
+        task=task.name,
+        metric=task.metric,
+        item_ids=tuple(str(sample["item"]) for sample in samples),
+        scores=tuple(grade[task.metric] for grade in grades),
+        samples=tuple(samples[:NUM_SAMPLES]),
+    )

@@ -1,0 +1,90 @@
+"""The whole job: degrade → diagnose → recover → diagnose → evaluate → report. Read this first.
+
+A stage is `run(config, inputs, folder) -> frozen result`, and the next stage gets that result. A stage whose `result.json`
+is there is done and is not run again, so a stopped run goes on where it stopped when it is started again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from recoup.config import RunConfig
+from recoup.config_file import dump_config
+from recoup.degrade.run import DegradeInputs
+from recoup.degrade.run import run as degrade
+from recoup.diagnose.run import DiagnoseInputs
+from recoup.diagnose.run import run as diagnose
+from recoup.errors import RunFolderError
+from recoup.evaluate.run import EvaluateInputs
+from recoup.evaluate.run import run as evaluate
+from recoup.progress import Progress, silent
+from recoup.provenance import collect
+from recoup.recover.run import RecoverInputs
+from recoup.recover.run import run as recover
+from recoup.report import write_report
+from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult, Result
+from recoup.run_folder import RunFolder, make_folder, result_path, write_json, write_text
+
+R = TypeVar("R", bound=Result)
+
+
+def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> EvaluateResult:
+    """Run every stage that is not done yet; returns the proof, and leaves the report in `folder.report`.
+
+    Raises:
+        RecoupError: whatever a stage raises, before which nothing of that stage is called done.
+    """
+    open_run(config, folder)
+    states = _degrade(config, folder, progress)
+    student = config.student or list(states.values())[-1]
+    reference = states[config.evaluate.reference or config.before_last_injury]
+    teachers = tuple(_state(states, term.teacher or config.before_last_injury) for term in config.recover.terms)
+
+    diagnosis = DiagnoseInputs(reference, student, config.seed, config.chat_template, "held_out")
+    _stage(DiagnoseResult, folder.diagnose("before"), lambda f: diagnose(config.diagnose, diagnosis, f, progress))
+    repair = RecoverInputs(student, teachers, config.seed, config.chat_template)
+    recovered = _stage(RecoverResult, folder.recover, lambda f: recover(config.recover, repair, f, progress))
+    check = DiagnoseInputs(reference, recovered.checkpoint, config.seed, config.chat_template, "held_out")
+    _stage(DiagnoseResult, folder.diagnose("after"), lambda f: diagnose(config.diagnose, check, f, progress))
+    proof = EvaluateInputs(reference, student, recovered.checkpoint, config.seed, config.chat_template)
+    result = _stage(EvaluateResult, folder.evaluate, lambda f: evaluate(config.evaluate, proof, f, progress))
+    write_report(folder)
+    return result
+
+
+def open_run(config: RunConfig, folder: RunFolder) -> None:
+    """Make the run's folder and write what it will do; a folder that holds another run is left alone.
+
+    Raises:
+        RunFolderError: the folder cannot be written, or holds a run with another config.
+    """
+    make_folder(folder.root)
+    text = dump_config(config)
+    if not folder.config.is_file():
+        write_text(folder.config, text)
+        write_json(folder.provenance, collect(config))
+    elif folder.config.read_text(encoding="utf-8") != text:
+        raise RunFolderError(f"{folder.root}: holds a run with another config; choose another --output, or remove it")
+
+
+def _degrade(config: RunConfig, folder: RunFolder, progress: Progress) -> dict[str, str]:
+    """Every state of the model's history by name: `model`, then one per injury; each is where it can be loaded from."""
+    states = {"model": config.model}
+    for step in config.degrade:
+        inputs = DegradeInputs(list(states.values())[-1], config.seed, config.chat_template)
+        result = _stage(
+            DegradeResult, folder.degrade(step.type), lambda f, s=step, i=inputs: degrade(s, i, f, progress)
+        )
+        states[step.type] = result.checkpoint
+    return states
+
+
+def _state(states: dict[str, str], name: str) -> str:
+    """A state of this run, or any other model a user names."""
+    return states.get(name, name)
+
+
+def _stage(kind: type[R], folder: Path, work: Callable[[Path], R]) -> R:
+    """The stage's result: read if it is done, else worked out."""
+    done = result_path(folder)
+    return kind.read(done) if done.is_file() else work(folder)

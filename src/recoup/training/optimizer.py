@@ -1,0 +1,113 @@
+"""One optimizer step: AdamW on fp32 weights under bf16 autocast, through the guard, via accelerate.
+
+accelerate places the optimizer and reduces gradients; the guard lays latent weights into the model for the step
+alone (see `structure.guard`). The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import Tensor, nn
+
+from recoup.errors import TrainingError
+from recoup.structure.guard import Guard
+
+ADAM_BETAS = (0.9, 0.999)  # AdamW as SDFT trains (2601.19897, appendix)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then cosine."""
+
+    steps: int
+    warmup_steps: int
+    learning_rate: float  # peak
+    min_learning_rate_fraction: float = 0.0  # of the peak, at the last step
+
+
+def learning_rate(schedule: Schedule, step: int) -> float:
+    """Learning rate of step 0, 1, …: rises over `warmup_steps`, is at its peak there, ends at the minimum."""
+    if step < schedule.warmup_steps:
+        return schedule.learning_rate * (step + 1) / (schedule.warmup_steps + 1)
+    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    floor = schedule.min_learning_rate_fraction
+    return schedule.learning_rate * (floor + (1 - floor) * cosine)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step is taken."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+class Stepper:
+    """Owns the optimizer of a model whose weights are fp32; gradients add up until `step`."""
+
+    def __init__(self, model: nn.Module, guard: Guard | None, settings: StepSettings) -> None:
+        # accumulation is ours: micro-batches differ in tokens, and each loss is already its share of the batch's
+        # and so is autocast: accelerate fixes one precision per process, but a run fine-tunes and recovers in its own
+        self.accelerator = Accelerator(
+            mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+        )
+        self._settings = settings
+        self._guard = guard
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert self._parameters, "no weight to train"
+        optimizer = torch.optim.AdamW(
+            self._parameters, lr=0.0, betas=ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
+        )
+        self.optimizer = self.accelerator.prepare(optimizer)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context that forward passes run in."""
+        device = self.accelerator.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch's share of the loss.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+        """
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is {loss.item()}; lower learning_rate, or set precision: fp32")
+        self.accelerator.backward(loss)
+
+    def step(self, rate: float) -> float:
+        """Clip, step at learning rate `rate`, project, clear the gradients; returns the norm before clipping.
+
+        Raises:
+            TrainingError: the gradient norm is NaN or infinite; no weight was changed.
+        """
+        norm = float(self.accelerator.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(f"the gradient norm is {norm}; lower learning_rate, or set precision: fp32")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self._guard.latent_weights() if self._guard else nullcontext():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments and step counts by parameter position, for a checkpoint."""
+        per_parameter = self.optimizer.state_dict()["state"]
+        return {f"{index}.{key}": value for index, state in per_parameter.items() for key, value in state.items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from `state`."""
+        per_parameter: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, key = name.split(".")
+            per_parameter.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})

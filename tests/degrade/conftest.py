@@ -1,0 +1,31 @@
+"""A text to calibrate on, rows to fine-tune on, and a silent context."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recoup.degrade import Context
+
+ROWS = [
+    {"prompt": f"Say {word}, please.", "completion": f"{word}, {word}!"} for word in ("red", "green", "blue", "black")
+]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog.\n" * 20)
+    return file
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return file
+
+
+@pytest.fixture
+def context() -> Context:
+    return Context(0, lambda label, done, total: None, lambda line: None)

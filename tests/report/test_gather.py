@@ -1,0 +1,67 @@
+import pytest
+
+from recoup.errors import DataError
+from recoup.report.gather import gather
+from recoup.run_folder import RunFolder, write_text
+
+from .conftest import NUM_STEPS, diagnosis, evaluation, healed, injury, put
+
+
+def test_everything_is_read(finished: RunFolder):
+    run = gather(finished)
+    assert run.name == "forget-then-round"
+    assert run.evaluation is not None
+    assert run.recovery is not None
+    assert len(run.steps) == NUM_STEPS
+
+
+def test_injuries_follow_the_config_not_the_alphabet(finished: RunFolder):
+    put(finished.degrade("magnitude"), injury("magnitude", "not in the config"))
+    assert [i.method for i in gather(finished).injuries] == ["sft", "quantize", "magnitude"]
+
+
+def test_missing_stages_are_null(empty: RunFolder):
+    put(empty.diagnose("before"), diagnosis(scale=0.3, kl=0.45))
+    run = gather(empty)
+    assert (run.injuries, run.steps) == ((), ())
+    assert (run.after, run.recovery, run.evaluation) == (None, None, None)
+
+
+def test_name_falls_back_to_the_folder(empty: RunFolder):
+    empty.config.unlink()
+    put(empty.evaluate, evaluation(healed()))
+    assert gather(empty).name == "a-run"
+
+
+def test_fidelity_comes_from_the_diagnoses_without_an_evaluation(finished: RunFolder):
+    before, after = gather(finished).fidelity
+    assert (before and before.token_kl_nats.value, after and after.token_kl_nats.value) == (0.4123, 0.0871)
+    (finished.evaluate / "result.json").unlink()
+    before, after = gather(finished).fidelity
+    assert (before and before.token_kl_nats.value, after and after.token_kl_nats.value) == (0.45, 0.1)
+
+
+def test_a_folder_without_results_is_an_error_in_one_line(empty: RunFolder):
+    with pytest.raises(DataError, match="no stage of a run is finished here") as caught:
+        gather(empty)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("config.yaml", "a: [", "not YAML"),
+        ("config.yaml", "- a", "expected a mapping"),
+        ("provenance.json", "{", "not JSON"),
+        ("provenance.json", "[]", "expected a JSON object"),
+        ("recover/metrics.jsonl", '{"step": 1}', "not a recovery step"),
+        ("evaluate/result.json", "{}", "not a readable EvaluateResult"),
+        ("evaluate/result.json", '{"schema_version": 99}', "upgrade recoup"),
+    ],
+)
+def test_a_malformed_file_is_named_in_one_line(finished: RunFolder, file: str, text: str, reason: str):
+    write_text(finished.root / file, text)
+    with pytest.raises(DataError, match=reason) as caught:
+        gather(finished)
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
