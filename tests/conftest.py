@@ -19,12 +19,13 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
 VOCAB = 256 + len(SPECIAL)
 WIDTH = 32
 
-LAYOUTS = {
-    "llama": {"model_type": "llama", "num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": True},
-    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": False},
-    "gemma3_text": {"model_type": "gemma3_text", "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 8, "sliding_window": 64},
-    "gpt2": {"model_type": "gpt2", "n_embd": WIDTH, "n_layer": 2, "n_head": 4},
-}  # fmt: skip
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}
+LAYOUTS: dict[str, dict[str, object]] = {
+    "llama": {"num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": True},
+    "qwen2": {"num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": False},
+    "gemma3_text": {"num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 8, "sliding_window": 64},
+    "gpt2": {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 512},
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -43,16 +44,17 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def save_tiny(layout: str, folder: Path, seed: int = 0, **changes: object) -> Path:
     """Save a two-block random model of `layout`, with tokenizer and chat template, to `folder`."""
     tokenizer = byte_tokenizer()
-    settings = {
-        "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 512, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id, **LAYOUTS[layout], **changes,
-    }  # fmt: skip
-    if layout == "gpt2":
-        settings = {k: v for k, v in settings.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")}  # fmt: skip
-        settings["n_positions"] = 512
+    settings: dict[str, object] = {
+        "vocab_size": VOCAB,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        **({} if layout == "gpt2" else SIZES),
+        **LAYOUTS[layout],
+        **changes,
+    }
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(layout, **settings))
     for parameter in model.parameters():  # larger than the default init, so that models disagree and damage shows
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)

@@ -21,7 +21,7 @@ def related(n: int, d: int, e: int) -> tuple[Tensor, Tensor]:
 
 
 def gram_reference(X: Tensor, Y: Tensor) -> float:
-    """Song et al. 2012, eq. 5, term by term, in float64 with n × n matrices."""
+    """HSIC_1 of Song et al. 2012, term by term, in float64 with n × n matrices."""
 
     def hsic(A: Tensor, B: Tensor) -> Tensor:
         n = len(A)
@@ -136,6 +136,8 @@ def test_undefined_cka_is_refused() -> None:
         debiased_cka(X, torch.full_like(Y, 0.1))
     with pytest.raises(DataError, match="do not vary"):
         linear_cka(X[:1], Y[:1])
+    with pytest.raises(DataError, match="overflow"):
+        debiased_cka(X, Y * 1e25)
     alone = torch.zeros_like(Y)
     alone[5] = 100  # one token that differs tells nothing of how tokens relate
     with pytest.raises(DataError, match="one token's alone"):

@@ -1,7 +1,7 @@
 """Linear CKA of two models' features, streamed: exact over any number of tokens, never an n × n matrix.
 
-Linear CKA (1905.00414, eq. 1 and 4) is invariant to rotation, shift and isotropic scale. `linear_cka` is biased upward when n
-is not much larger than the widths; `debiased_cka` uses HSIC_1 (Song et al. 2012, JMLR 13, eq. 5): for Gram matrices K, L with
+Linear CKA (1905.00414, section 3) is invariant to rotation, shift and isotropic scale. `linear_cka` is biased upward when n
+is not much larger than the widths; `debiased_cka` uses HSIC_1 (Song et al. 2012, JMLR 13): for Gram matrices K, L with
 zeroed diagonals, HSIC_1 = [tr(KL) + (1ᵀK1)(1ᵀL1)/((n−1)(n−2)) − 2/(n−2) · 1ᵀKL1] / (n(n−3)). With rows x_i, y_i, sums s_x, s_y
 and squared norms a_i = ‖x_i‖², b_i = ‖y_i‖², its parts are moments of the features:
 
@@ -28,11 +28,8 @@ from torch import Tensor
 from recoup.errors import DataError, SourceError
 
 MIN_TOKENS = 4  # HSIC_1 divides by n − 3
-RESOLUTION = torch.finfo(
-    torch.float32
-).eps  # of float32 products: less variation than this share of ‖XᵀX‖_F² is rounding
-
-
+# of float32 products: variation below this share of ‖XᵀX‖_F² is rounding
+RESOLUTION = torch.finfo(torch.float32).eps
 ONE, OF_X, OF_Y = range(3)  # rows of the weights w: 1, a_i and b_i
 
 
@@ -167,9 +164,9 @@ def _square_norms(X_ND: Tensor) -> Tensor:
 def _normalised(m: Moments, xy: Tensor, xx: Tensor, yy: Tensor) -> float:
     """HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))."""
     for own, gram_DD in ((xx, m.xx_DD), (yy, m.yy_EE)):
-        if own <= RESOLUTION * gram_DD.square().sum():
+        if not own > RESOLUTION * gram_DD.square().sum():  # also where float32 products overflowed to infinity
             raise DataError(
-                f"CKA is undefined: the features of {m.num_tokens} tokens do not vary, or one token's alone; give more prompts"
+                f"CKA is undefined: the features of {m.num_tokens} tokens do not vary, or one token's alone, or overflow"
             )
     return float(xy / (xx.sqrt() * yy.sqrt()))
 

@@ -16,7 +16,10 @@ TEXTS = [
     ("Q", "A"),
     ("A context that is longer than the sliding window of sixty-four tokens, so that it drops out of the cache.", " B"),
     ("A context that is longer than the sliding window of sixty-four tokens, so that it drops out of the cache.", " C"),
-    ("A context that is longer than the sliding window of sixty-four tokens, so that it drops out of the cache.", " Cat!"),
+    (
+        "A context that is longer than the sliding window of sixty-four tokens, so that it drops out of the cache.",
+        " Cat!",
+    ),
     ("Another one", " the mat"),
 ]
 LAYOUT_NAMES = ["llama", "qwen2", "gemma3_text", "gpt2"]
@@ -101,7 +104,9 @@ def test_equals_lm_eval(tiny_models: dict[str, Path], layout: str) -> None:
     for mine, other in zip(ours.loglikelihood(pairs), theirs.loglikelihood(pairs, disable_tqdm=True), strict=True):
         assert mine[0] == pytest.approx(other[0], abs=1e-4)
         assert mine[1] == other[1]
-    texts = requests("loglikelihood_rolling", [("a short text",), ("words and words " * 50,)])  # 800 tokens: two windows
+    texts = requests(
+        "loglikelihood_rolling", [("a short text",), ("words and words " * 50,)]
+    )  # 800 tokens: two windows
     expected = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
     assert ours.loglikelihood_rolling(texts) == pytest.approx(expected, abs=1e-3)
     prompts = requests("generate_until", [(a, {"until": ["e"], "max_gen_toks": 12}) for a, _ in TEXTS[:4]])

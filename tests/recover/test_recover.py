@@ -1,0 +1,219 @@
+"""Recovery: it repairs, it stays on the structure, it resumes exactly, and bad input loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recoup.config import Magnitude, Quantize, Recover
+from recoup.degrade.run import DegradeInputs
+from recoup.degrade.run import run as degrade
+from recoup.errors import DataError, SourceError, TrainingError
+from recoup.models.load import load
+from recoup.recover.run import RecoverInputs, run
+from recoup.results import RecoverResult
+from recoup.structure.spec import read_structure
+from recoup.structure.verify import verify
+from tests.conftest import LAYOUTS, save_tiny
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "model.safetensors")
+
+
+def changed(config: Recover, **changes: object) -> Recover:
+    return Recover.model_validate(config.model_dump() | changes)
+
+
+def test_a_quantized_student_recovers_on_its_grid(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    result = run(changed(short, steps=30), RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path)
+    assert result.structure_exact
+    assert result.last_loss_nats < 0.7 * result.first_loss_nats
+    assert result.on_policy_from_step == 2
+    saved = load(result.checkpoint)
+    structure = read_structure(Path(result.checkpoint))
+    assert len(structure.constraints) == 14
+    assert verify(saved.model, structure).exact
+    # the grid is still three bits: at most seven values in every group of sixteen
+    codes = saved.model.get_parameter("model.layers.0.mlp.up_proj.weight").view(-1, 16)
+    assert max(len(row.unique()) for row in codes) <= 7
+    lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    assert len(lines) == 30 * 4
+    assert {line["phase"] for line in lines if line["step"] < 2} == {"off_policy"}
+    assert {line["phase"] for line in lines if line["step"] >= 2} == {"on_policy"}
+    assert RecoverResult.read(tmp_path / "result.json") == result
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_every_layout_and_divergence(
+    tiny_models: dict[str, Path], layout: str, divergence: str, short: Recover, tmp_path: Path
+) -> None:
+    teacher = str(tiny_models[layout])
+    sparse = degrade(Magnitude(sparsity=0.5), DegradeInputs(teacher, 0), tmp_path / "damaged").checkpoint
+    config = changed(short, divergence=divergence, steps=4, bootstrap={"max_steps": 0})
+    result = run(config, RecoverInputs(sparse, (teacher,), 0), tmp_path / "recover")
+    assert result.structure_exact
+    assert result.on_policy_from_step == 0
+    checked = verify(load(result.checkpoint).model, read_structure(Path(result.checkpoint)))
+    assert checked.exact
+    assert checked.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_teacher_itself_has_nothing_to_learn(tiny_model: Path, short: Recover, tmp_path: Path) -> None:
+    result = run(changed(short, steps=1), RecoverInputs(str(tiny_model), (str(tiny_model),), 0), tmp_path)
+    assert result.first_loss_nats == pytest.approx(0, abs=1e-6)
+    before = load_file(tiny_model / "model.safetensors")
+    # Adam turns rounding errors into steps of the learning rate at most
+    assert all((before[name] - tensor).abs().max() <= 1.01e-2 for name, tensor in weights(tmp_path).items())
+
+
+def test_micro_batches_do_not_change_the_gradient(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    results = []
+    for size in (1, 4):
+        inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
+        results.append(run(changed(short, steps=1, micro_batch_size=size), inputs, tmp_path / str(size)))
+        metrics = json.loads((tmp_path / str(size) / "metrics.jsonl").read_text())
+        results.append(metrics["grad_norm"])
+    assert results[0].first_loss_nats == pytest.approx(results[2].first_loss_nats, rel=1e-5)
+    assert results[1] == pytest.approx(results[3], rel=1e-4)
+
+
+def test_two_teachers_with_weights(
+    tiny_models: dict[str, Path], damaged: Path, short: Recover, prompt_file: Path, tmp_path: Path
+) -> None:
+    other = save_tiny("llama", tmp_path / "expert", seed=5)
+    terms = [{"prompts": str(prompt_file), "weight": 3.0}, {"prompts": str(prompt_file), "weight": 1.0}]
+    config = changed(short, terms=terms, steps=2)
+    inputs = RecoverInputs(str(damaged), (str(tiny_models["llama"]), str(other)), 0)
+    result = run(config, inputs, tmp_path / "out")
+    assert result.teachers == inputs.teachers
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rollouts.jsonl").read_text().splitlines()]
+    assert [line["term"] for line in lines if line["step"] == 0] == [0, 0, 1, 1]
+
+
+def test_overlap_decides_when_the_student_writes(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    rule = {"overlap": 0.05, "check_every": 1, "max_steps": 100}
+    able = run(
+        changed(short, steps=2, bootstrap=rule), RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path / "able"
+    )
+    assert able.on_policy_from_step == 0
+    rule = {"overlap": 1.0, "check_every": 1, "max_steps": 100}
+    never = run(
+        changed(short, steps=2, bootstrap=rule), RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path / "never"
+    )
+    assert never.on_policy_from_step is None
+    measured = [json.loads(line)["overlap"] for line in (tmp_path / "never" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < value < 1 for value in measured)
+
+
+def test_stopped_runs_end_like_the_unstopped_one(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
+    run(short, inputs, tmp_path / "whole")
+    for stop in (1, 2, 3, 5):  # before, at and after a checkpoint
+
+        def interrupt(label: str, done: int, total: int, at: int = stop) -> None:
+            if total == short.steps and done == at:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / f"stopped{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            run(short, inputs, folder, interrupt)
+        assert not (folder / "result.json").exists()
+        run(short, inputs, folder)
+        for name, tensor in weights(tmp_path / "whole").items():
+            assert torch.equal(tensor, weights(folder)[name]), (stop, name)
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(6))
+        assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 6 * 4
+
+
+def test_killed_process_continues_exactly(tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path) -> None:
+    inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
+    config = changed(short, steps=12)
+    run(config, inputs, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    program = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\nfrom recoup.config import Recover\nfrom recoup.recover.run import RecoverInputs, run\n"
+        f"run(Recover.model_validate_json(sys.argv[1]), RecoverInputs({str(damaged)!r}, ({str(tiny_model)!r},), 0), Path({str(folder)!r}))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, config.model_dump_json()], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "state" / "position.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (folder / "result.json").exists(), "the run ended before it was killed"
+    run(config, inputs, folder)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(folder)[name]), name
+
+
+def test_other_tokenizer_is_refused(tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "other")
+    text = (folder / "tokenizer.json").read_text()
+    tokens = json.loads(text)
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(SourceError, match="tokenizers disagree"):
+        run(short, RecoverInputs(str(damaged), (str(folder),), 0), tmp_path / "out")
+
+
+def test_padded_vocabulary_is_aligned(tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path) -> None:
+    wide = save_tiny("llama", tmp_path / "wide", vocab_size=272)
+    result = run(changed(short, steps=1), RecoverInputs(str(damaged), (str(wide),), 0), tmp_path / "out")
+    assert result.structure_exact
+
+
+def test_nan_loss_keeps_the_last_checkpoint(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recoup import divergence
+
+    calls = []
+
+    def poisoned(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        value = divergence.forward_kl(student, teacher)
+        return value * float("nan") if len(calls) > 6 else value  # two micro-batches a step: the fourth step
+
+    monkeypatch.setattr("recoup.recover.trainer.divergence.named", lambda *_: poisoned)
+    with pytest.raises(TrainingError, match="loss is nan"):
+        run(short, RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path)
+    assert json.loads((tmp_path / "state" / "position.json").read_text())["step"] == 2
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_too_long_and_empty_prompts_are_one_line(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
+    with pytest.raises(DataError, match="none of 8 prompts fits 5 tokens"):
+        run(changed(short, rollout={"max_tokens": 8, "max_prompt_tokens": 5}), inputs, tmp_path / "a")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    with pytest.raises(DataError, match="holds no train prompt"):
+        run(changed(short, terms=[{"prompts": str(empty)}]), inputs, tmp_path / "b")
+
+
+def test_nf4_student_on_policy_in_bf16(tiny_model: Path, short: Recover, tmp_path: Path) -> None:
+    student = degrade(Quantize(format="nf4"), DegradeInputs(str(tiny_model), 0), tmp_path / "nf4").checkpoint
+    config = changed(short, precision="bf16", steps=3, skip_tokens=2)
+    assert run(config, RecoverInputs(student, (str(tiny_model),), 0), tmp_path / "out").structure_exact

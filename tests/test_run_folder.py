@@ -1,0 +1,67 @@
+"""Writes are all or nothing; bad rows are told by their line."""
+
+from pathlib import Path
+
+import pytest
+
+from recoup.errors import DataError, RunFolderError
+from recoup.results import SCHEMA_VERSION, RecoverResult
+from recoup.run_folder import atomic_file, atomic_folder, make_folder, read_jsonl, write_json
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    target.write_text("old")
+
+    def fill_the_disk() -> None:
+        with atomic_file(target) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunFolderError, match=r"cannot write \(No space left on device\); nothing was overwritten"):
+        fill_the_disk()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint"
+    with atomic_folder(target) as temporary:
+        (temporary / "a").write_text("old")
+
+    def stop() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "a").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert (target / "a").read_text() == "old"
+    with atomic_folder(target) as temporary:
+        (temporary / "b").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot create this folder"):
+        make_folder(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [('{"a": 1', "line 2: not JSON"), ("[1]", "line 2: expected a JSON object, found list")]
+)
+def test_malformed_rows_name_their_line(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' + line + "\n")
+    with pytest.raises(DataError, match=says):
+        read_jsonl(path)
+
+
+def test_results_of_a_newer_version_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {"schema_version": SCHEMA_VERSION + 1})
+    with pytest.raises(DataError, match="written by a newer recoup"):
+        RecoverResult.read(tmp_path / "result.json")
+    with pytest.raises(DataError, match="run that stage first"):
+        RecoverResult.read(tmp_path / "none.json")
