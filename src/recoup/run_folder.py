@@ -145,6 +145,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def user_path(text: str) -> Path:
+    """A path as a user writes it: `~` and `$VARIABLES` are expanded.
+
+    Raises:
+        DataError: a variable is not set.
+    """
+    expanded = os.path.expandvars(text)
+    if "$" in expanded:
+        raise DataError(
+            f"{text}: an environment variable in this path is not set; set it to your data folder, or give a path"
+        )
+    return Path(expanded).expanduser()
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; blank lines are skipped.
 

@@ -16,7 +16,7 @@ from recoup.data.chat import opened_user_turn, prompt_ids
 from recoup.errors import DataError
 from recoup.models.load import LanguageModel
 from recoup.models.sample import Sampling, sample
-from recoup.run_folder import read_jsonl
+from recoup.run_folder import read_jsonl, user_path
 
 Split = Literal["train", "held_out", "all"]
 
@@ -53,9 +53,7 @@ def load_prompts(source: str, writer: LanguageModel, count: int, seed: int, spli
     """
     if source == "self":
         return _self_written(writer, count, seed, split)
-    rows = (
-        _hub_rows(source.removeprefix("hub:")) if source.startswith("hub:") else _file_rows(Path(source).expanduser())
-    )
+    rows = _hub_rows(source.removeprefix("hub:")) if source.startswith("hub:") else _file_rows(user_path(source))
     conversations = [_conversation(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)]
     chosen = {_key(c): c for c in conversations if _in_split(_key(c), split)}
     if not chosen:
@@ -107,7 +105,7 @@ def _reads_like_a_prompt(text: str) -> bool:
         len(text) >= MIN_CHARACTERS
         and len(text.split()) >= MIN_WORDS
         and letters >= MIN_LETTER_SHARE * len(text)
-        and text.isprintable() | ("\n" in text)
+        and all(character.isprintable() or character in "\n\t" for character in text)
     )
 
 

@@ -13,7 +13,6 @@ The prompt's tokens are those that sampling starts from (`chat.prompt_ids`); the
 that the chat template closes an assistant's message with.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recoup.data.chat import SENTINEL, Messages, prompt_ids
 from recoup.errors import DataError
-from recoup.run_folder import read_jsonl
+from recoup.run_folder import read_jsonl, user_path
 
 COMPLETION_FIELDS = ("completion", "response", "golden_response", "answer")
 ANSWER_TAG = "<answer>"
@@ -64,7 +63,7 @@ def load_examples(
         DataError: the file is missing, malformed or empty, a row has no prompt or completion (the line is named), or none fits.
         SourceError: the tokenizer has no chat template, or the template refuses a row.
     """
-    path = Path(os.path.expandvars(file)).expanduser()
+    path = user_path(file)
     conversations = _chosen(_conversations(path), num_rows, seed)
     prompts = [prompt_ids(tokenizer, messages) for messages, _ in conversations]
     end = end_of_turn(tokenizer)

@@ -57,7 +57,7 @@ def read_rows(task: ChatTask, data: str | None) -> list[Row]:
     rows = read_jsonl(path)
     for number, row in enumerate(rows, start=1):
         try:
-            task.messages(row), task.gold(row)
+            task.messages(row), task.grade(row, task.gold(row))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}, row {number}: not a row of {task.name} ({type(error).__name__}: {error})"

@@ -29,6 +29,8 @@ from recoup.models.sample import pad_id, position_ids
 
 LOGITS_TOKENS = 2048  # answer tokens whose logits are held at once: 0.6 GB in bf16 for a vocabulary of 152k
 SOFTMAX_TOKENS = 256  # of those, how many in float32 at once
+SAME_WIDTH = 0.75  # a batch ends where a quarter would be pads,
+SMALLEST_RUN = 8  # unless it were this small
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation: token ids
 
@@ -104,10 +106,13 @@ def _fit(pair: Pair, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _runs(widths: Sequence[int], room: Callable[[int], int]) -> Iterator[slice]:
-    """Runs of things sorted by width, widest first, of at most `room(widest)` things each."""
+    """Runs of things sorted by width, widest first: at most `room(widest)` things each, of much the same width."""
     start = 0
     while start < len(widths):
-        stop = start + max(1, room(widths[start]))
+        most = min(len(widths), start + max(1, room(widths[start])))
+        stop = min(most, start + SMALLEST_RUN)
+        while stop < most and widths[stop] >= SAME_WIDTH * widths[start]:
+            stop += 1
         yield slice(start, stop)
         start = stop
 
@@ -194,12 +199,12 @@ def _head_at(model: LanguageModel, real_BT: Bool[Tensor, "B T"]) -> Iterator[Non
 def _token_logp(
     logits_NV: Float[Tensor, "N V"], positions_M: Int[Tensor, " M"], targets_M: Int[Tensor, " M"]
 ) -> tuple[Float[Tensor, " M"], Bool[Tensor, " M"]]:
-    """Find log p of each target at its position, and whether it is the likeliest token; on the CPU, in float32."""
+    """Find log p of each target at its position, and whether none is likelier; on the CPU, in float32."""
     logp, greedy = [], []
     for positions, targets in zip(positions_M.split(SOFTMAX_TOKENS), targets_M.split(SOFTMAX_TOKENS), strict=True):
         chosen = logits_NV[positions].float()
-        logp.append(chosen.gather(1, targets[:, None])[:, 0] - chosen.logsumexp(-1))
-        greedy.append(chosen.argmax(-1) == targets)
+        logp.append(-nn.functional.cross_entropy(chosen, targets, reduction="none"))
+        greedy.append(chosen.gather(1, targets[:, None])[:, 0] >= chosen.amax(-1))
     return torch.cat(logp).cpu(), torch.cat(greedy).cpu()
 
 
