@@ -16,7 +16,7 @@ from rich.markup import escape
 import recoup
 from recoup import show
 from recoup.config import RunConfig
-from recoup.config_file import dump_config, load_config, settings_tree
+from recoup.config_file import dump_config, load_config, settings_tree, shipped_config
 from recoup.errors import RecoupError
 from recoup.progress import terminal
 from recoup.run_folder import RunFolder
@@ -53,7 +53,7 @@ def demo(settings: Settings = None, output: RunOutput = None) -> None:
 
     Example: `recoup demo`
     """
-    _run(load_config(Path(__file__).parent / "configs" / "demo.yaml", settings or []), output)
+    _run(load_config(shipped_config("demo"), settings or []), output)
 
 
 @app.command()

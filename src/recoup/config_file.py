@@ -37,6 +37,12 @@ def parse(kind: type[M], tree: dict[str, Any], where: str, overrides: Sequence[s
         raise ConfigError(f"{where}: {_explain(error, kind)}") from None
 
 
+def shipped_config(name: str) -> Path:
+    """A config that comes with recoup: beside the package when installed, in the checkout's `configs/` otherwise."""
+    installed = Path(__file__).parent / "configs" / f"{name}.yaml"
+    return installed if installed.is_file() else Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+
+
 def settings_tree(settings: Sequence[str]) -> dict[str, Any]:
     """`["rollout.max_tokens=48", "steps=20"]` as a tree.
 
@@ -76,7 +82,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node[_index(node, parent, key)] if isinstance(node, list) else node.setdefault(parent, {})
     if not isinstance(node, dict | list):
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} is a value, not a group of keys")
-    node[_index(node, last, key) if isinstance(node, list) else last] = _value(text)
+    if isinstance(node, list):
+        node[_index(node, last, key)] = _value(text)
+    else:
+        node[last] = _value(text)
 
 
 def _value(text: str) -> Any:

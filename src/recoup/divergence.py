@@ -129,6 +129,6 @@ class _Analytic(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor, None, None]:
         gradient_NV = ctx.gradient_NV
         return torch.mul(gradient_NV, upstream_N[:, None], out=torch.empty_like(gradient_NV)), None, None

@@ -5,6 +5,7 @@ is there is done and is not run again, so a stopped run goes on where it stopped
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,13 +42,13 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> Ev
     teachers = tuple(_state(states, term.teacher or config.before_last_injury) for term in config.recover.terms)
 
     diagnosis = DiagnoseInputs(reference, student, config.seed, config.chat_template, "held_out")
-    _stage(DiagnoseResult, folder.diagnose("before"), lambda f: diagnose(config.diagnose, diagnosis, f, progress))
+    _stage(DiagnoseResult, folder.diagnose("before"), partial(diagnose, config.diagnose, diagnosis, progress=progress))
     repair = RecoverInputs(student, teachers, config.seed, config.chat_template)
-    recovered = _stage(RecoverResult, folder.recover, lambda f: recover(config.recover, repair, f, progress))
+    recovered = _stage(RecoverResult, folder.recover, partial(recover, config.recover, repair, progress=progress))
     check = DiagnoseInputs(reference, recovered.checkpoint, config.seed, config.chat_template, "held_out")
-    _stage(DiagnoseResult, folder.diagnose("after"), lambda f: diagnose(config.diagnose, check, f, progress))
+    _stage(DiagnoseResult, folder.diagnose("after"), partial(diagnose, config.diagnose, check, progress=progress))
     proof = EvaluateInputs(reference, student, recovered.checkpoint, config.seed, config.chat_template)
-    result = _stage(EvaluateResult, folder.evaluate, lambda f: evaluate(config.evaluate, proof, f, progress))
+    result = _stage(EvaluateResult, folder.evaluate, partial(evaluate, config.evaluate, proof, progress=progress))
     write_report(folder)
     return result
 
@@ -72,9 +73,8 @@ def _degrade(config: RunConfig, folder: RunFolder, progress: Progress) -> dict[s
     states = {"model": config.model}
     for step in config.degrade:
         inputs = DegradeInputs(list(states.values())[-1], config.seed, config.chat_template)
-        result = _stage(
-            DegradeResult, folder.degrade(step.type), lambda f, s=step, i=inputs: degrade(s, i, f, progress)
-        )
+        work = partial(degrade, step, inputs, progress=progress)
+        result = _stage(DegradeResult, folder.degrade(step.type), work)
         states[step.type] = result.checkpoint
     return states
 

@@ -53,7 +53,7 @@ def test_missing_model_is_one_line(name: str, says: str) -> None:
 
 
 def test_folder_without_weights_or_with_pickles_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="neither config.json nor adapter_config.json"):
+    with pytest.raises(SourceError, match=r"neither config\.json nor adapter_config\.json"):
         resolve(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")

@@ -151,9 +151,12 @@ def test_killed_process_continues_exactly(tiny_model: Path, damaged: Path, short
     program = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\nfrom recoup.config import Recover\nfrom recoup.recover.run import RecoverInputs, run\n"
-        f"run(Recover.model_validate_json(sys.argv[1]), RecoverInputs({str(damaged)!r}, ({str(tiny_model)!r},), 0), Path({str(folder)!r}))"
+        "run(Recover.model_validate_json(sys.argv[1]), RecoverInputs(sys.argv[2], (sys.argv[3],), 0), Path(sys.argv[4]))"
     )
-    child = subprocess.Popen([sys.executable, "-c", program, config.model_dump_json()], stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, config.model_dump_json(), str(damaged), str(tiny_model), str(folder)],
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not (folder / "state" / "position.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

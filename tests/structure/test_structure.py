@@ -107,7 +107,7 @@ def constrain(model: LanguageModel, grid: IntegerGrid | NF4Grid | None, sparsity
     constraints = {}
     for name, module in block_linears(model.model).items():
         free = Constraint(grid, transposed=is_transposed(module))
-        weight_OI = free.view_OI(module.weight.data)
+        weight_OI = free.view_OI(model.model.get_parameter(f"{name}.weight").data)
         mask = None if sparsity is None else magnitude_mask(weight_OI, sparsity)
         constraints[f"{name}.weight"] = Constraint(grid, {}, mask, is_transposed(module))
     return Structure(constraints)

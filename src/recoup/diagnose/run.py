@@ -1,7 +1,6 @@
 """Diagnose: the teacher answers prompts, then student and teacher are compared on its words, by token and by layer."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +12,14 @@ from recoup.diagnose.damage import layer_damage
 from recoup.evaluate.fidelity import token_damage
 from recoup.models.load import LanguageModel, load
 from recoup.models.sample import Rollouts, Sampling, sample
+from recoup.progress import Progress, silent
 from recoup.results import DiagnoseResult
 from recoup.run_folder import result_path, write_text
 
 NUM_BOOTSTRAP = (
     2000  # resamples: the 95% bounds of an interval settle to two digits (Efron and Tibshirani 1993, section 13.3)
 )
-STEPS = ("write completions", "compare tokens", "compare layers")
-
-Progress = Callable[[str, int, int], None]  # label, steps done, steps in all
+STEPS = ("diagnose: write completions", "diagnose: compare tokens", "diagnose: compare layers")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class DiagnoseInputs:
     dtype: torch.dtype = torch.bfloat16  # of the weights in memory
 
 
-def run(config: Diagnose, inputs: DiagnoseInputs, folder: Path, progress: Progress | None = None) -> DiagnoseResult:
+def run(config: Diagnose, inputs: DiagnoseInputs, folder: Path, progress: Progress = silent) -> DiagnoseResult:
     """Diagnose the student and write `result.json` to `folder`, last and atomically.
 
     Raises:
@@ -45,15 +43,14 @@ def run(config: Diagnose, inputs: DiagnoseInputs, folder: Path, progress: Progre
         RunFolderError: the folder cannot be written.
     """
     started = time.perf_counter()
-    tell = progress or (lambda _label, _done, _total: None)
     teacher, student = (
         load(name, dtype=inputs.dtype, chat_template=inputs.chat_template) for name in (inputs.teacher, inputs.student)
     )
-    tell(STEPS[0], 0, len(STEPS))
+    progress(STEPS[0], 0, len(STEPS))
     rollouts = _completed(teacher, config, inputs)
-    tell(STEPS[1], 1, len(STEPS))
+    progress(STEPS[1], 1, len(STEPS))
     tokens = token_damage(teacher, student, rollouts, num_bootstrap=NUM_BOOTSTRAP, seed=inputs.seed)
-    tell(STEPS[2], 2, len(STEPS))
+    progress(STEPS[2], 2, len(STEPS))
     layers, num_cka_tokens = layer_damage(teacher, student, rollouts)
     result = DiagnoseResult(
         teacher=inputs.teacher,
@@ -64,7 +61,7 @@ def run(config: Diagnose, inputs: DiagnoseInputs, folder: Path, progress: Progre
         seconds=time.perf_counter() - started,
     )
     write_text(result_path(folder), result.model_dump_json(indent=2))
-    tell(STEPS[2], 3, len(STEPS))
+    progress(STEPS[2], 3, len(STEPS))
     return result
 
 

@@ -6,7 +6,6 @@ A stopped run continues from its last checkpoint and ends with the weights of an
 import json
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from recoup.config import Recover, Term
 from recoup.data.prompts import Prompt, fitting, load_prompts
 from recoup.models.load import LanguageModel, load
+from recoup.progress import Progress, silent
 from recoup.recover.bootstrap import Phase
 from recoup.recover.objective import TermBatch
 from recoup.recover.teacher import Teacher, load_teachers
@@ -25,8 +25,6 @@ from recoup.structure.guard import Guard
 from recoup.structure.spec import Structure, read_structure
 from recoup.structure.verify import save_exact
 from recoup.training.checkpoint import load_checkpoint, save_checkpoint
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class RecoverInputs:
     chat_template: str | Path | None = None
 
 
-def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress | None = None) -> RecoverResult:
+def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress = silent) -> RecoverResult:
     """Repair the student and write `checkpoint/`, `metrics.jsonl`, `rollouts.jsonl`, `prompts.jsonl`, `result.json`.
 
     Raises:
@@ -79,7 +77,7 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     return result
 
 
-def _train(trainer: Trainer, folder: Path, progress: Progress | None) -> None:
+def _train(trainer: Trainer, folder: Path, progress: Progress) -> None:
     """Steps from the last checkpoint, or from the start, to the end."""
     config, state = trainer.config, folder / "state"
     trainer.guard.project()
@@ -94,23 +92,21 @@ def _train(trainer: Trainer, folder: Path, progress: Progress | None) -> None:
         metrics, batch = trainer.step(step)
         _append(folder / "metrics.jsonl", [metrics.model_dump()])
         _append(folder / "rollouts.jsonl", _texts(trainer.student, batch, metrics))
-        if progress:
-            progress(f"recover: {metrics.phase.replace('_', '-')}, {metrics.loss:.3f} nats", step + 1, config.steps)
+        progress(f"recover: {metrics.phase.replace('_', '-')}, {metrics.loss:.3f} nats", step + 1, config.steps)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             position = {"step": step + 1, "on_policy_from": trainer.phase.on_policy_from}
             save_checkpoint(state, trainer.student.model, trainer.guard, trainer.stepper, position)
 
 
 def _terms(
-    config: Recover, teachers: tuple[Teacher, ...], seed: int, folder: Path, progress: Progress | None
+    config: Recover, teachers: tuple[Teacher, ...], seed: int, folder: Path, progress: Progress
 ) -> list[TermData]:
     """Prompts and teacher of every term; what the terms train on is saved with the run, once."""
     path = folder / "prompts.jsonl"
     saved = read_jsonl(path) if path.is_file() else None
     terms = []
     for index, (term, teacher) in enumerate(zip(config.terms, teachers, strict=True)):
-        if progress:
-            progress(f"recover: prompts from {term.prompts}", index, len(config.terms))
+        progress(f"prompts: {term.prompts}", index, len(config.terms))
         prompts = _saved_prompts(saved, index) if saved else _new_prompts(config, term, teacher, seed)
         terms.append(TermData(prompts, teacher, term.weight))
     if saved is None:

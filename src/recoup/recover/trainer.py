@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from recoup import divergence
-from recoup.config import Recover
+from recoup.config import Recover, Rollout
 from recoup.data.prompts import Prompt
 from recoup.models.load import LanguageModel
 from recoup.models.logits import completion_logits
@@ -24,6 +24,8 @@ from recoup.recover.teacher import Teacher
 from recoup.results import RecoverStep
 from recoup.structure.guard import Guard
 from recoup.training.optimizer import Schedule, Stepper, StepSettings, learning_rate
+
+PLAIN_ATTENTION_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Trainer:
         self.divergence = divergence.named(config.divergence, config.jensen_shannon_beta)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.sampler = SamplingCopy(student, dtype)
+        _choose_attention(student, config.rollout)
 
     def step(self, step: int) -> tuple[RecoverStep, list[TermBatch]]:
         """Sample, score, compare, step; returns the metrics and what was sampled.
@@ -152,3 +155,13 @@ class Trainer:
         self.stepper.backward(loss)
         clock.add("student", began)
         return float(loss.detach())
+
+
+def _choose_attention(student: LanguageModel, rollout: Rollout) -> None:
+    """Plain attention for short rollouts on a CPU: torch's fused backward takes twice its time there.
+
+    Measured at 12 rollouts of 104 tokens, SmolLM2-135M: a third of the student's backward pass. Plain attention keeps
+    T × T scores per head and layer for the backward pass, so long rollouts keep the fused kernel.
+    """
+    if student.device.type == "cpu" and rollout.max_prompt_tokens + rollout.max_tokens <= PLAIN_ATTENTION_TOKENS:
+        student.model.set_attn_implementation("eager")
