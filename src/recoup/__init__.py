@@ -1,16 +1,12 @@
 """recoup: give a damaged language model back what it lost, from its own earlier checkpoints."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from recoup.api import degrade, diagnose, evaluate, load, recover
+# A stage's package and its function share a name. Importing a package for the first time sets that name here, so the
+# packages (which import no torch) come first, and the functions then take their names for good.
+for _stage in ("degrade", "diagnose", "evaluate", "recover"):
+    import_module(f"recoup.{_stage}")
+
+from recoup.api import degrade, diagnose, evaluate, load, recover  # noqa: E402
 
 __all__ = ["degrade", "diagnose", "evaluate", "load", "recover"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the public functions when they are used: the config and the report need no torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'recoup' has no attribute {name!r}")
-    return getattr(import_module("recoup.api"), name)

@@ -5,28 +5,22 @@
 
 Every other setting of a stage (its class in `recoup.config`) is a keyword argument, nested ones as dicts. All functions also
 take `seed` (0), `chat_template` (a Jinja file or `plain`, for a model without one) and `progress` (called with a label, how
-many are done and how many there are).
+many are done and how many there are). torch is imported when a function is called.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recoup.config import Diagnose, Evaluate, Recover, RunConfig
 from recoup.config_file import parse
-from recoup.degrade.run import DegradeInputs
-from recoup.degrade.run import run as run_degrade
-from recoup.diagnose.run import DiagnoseInputs
-from recoup.diagnose.run import run as run_diagnose
-from recoup.evaluate.run import EvaluateInputs
-from recoup.evaluate.run import run as run_evaluate
-from recoup.models.load import LanguageModel, load
 from recoup.progress import Progress, silent
-from recoup.recover.run import RecoverInputs
-from recoup.recover.run import run as run_recover
-from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult
 
-__all__ = ["LanguageModel", "degrade", "diagnose", "evaluate", "load", "recover"]
+if TYPE_CHECKING:
+    from recoup.models.load import LanguageModel
+    from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,9 @@ def degrade(*, model: str, method: str, output: str | Path, **settings: Any) -> 
     # a method is one of a union of configs, which only the run's config knows as a whole
     tree = {"name": "degrade", "degrade": [{"type": method, **settings}]}
     config = parse(RunConfig, tree, f"degrade {method}").degrade[0]
-    return run_degrade(config, DegradeInputs(model, common.seed, common.chat_template), Path(output), common.progress)
+    from recoup.degrade.run import DegradeInputs, run
+
+    return run(config, DegradeInputs(model, common.seed, common.chat_template), Path(output), common.progress)
 
 
 def diagnose(*, teacher: str, student: str, output: str | Path, **settings: Any) -> DiagnoseResult:
@@ -61,8 +57,10 @@ def diagnose(*, teacher: str, student: str, output: str | Path, **settings: Any)
     """
     common = _common(settings)
     config = parse(Diagnose, settings, "diagnose")
+    from recoup.diagnose.run import DiagnoseInputs, run
+
     inputs = DiagnoseInputs(teacher, student, common.seed, common.chat_template)
-    return run_diagnose(config, inputs, Path(output), common.progress)
+    return run(config, inputs, Path(output), common.progress)
 
 
 def recover(*, student: str, teacher: str, output: str | Path, prompts: str = "self", **settings: Any) -> RecoverResult:
@@ -78,8 +76,10 @@ def recover(*, student: str, teacher: str, output: str | Path, prompts: str = "s
     common = _common(settings)
     config = parse(Recover, {"terms": [{"prompts": prompts}], **settings}, "recover")
     teachers = tuple(term.teacher or teacher for term in config.terms)
+    from recoup.recover.run import RecoverInputs, run
+
     inputs = RecoverInputs(student, teachers, common.seed, common.chat_template)
-    return run_recover(config, inputs, Path(output), common.progress)
+    return run(config, inputs, Path(output), common.progress)
 
 
 def evaluate(
@@ -93,8 +93,21 @@ def evaluate(
     """
     common = _common(settings)
     config = parse(Evaluate, settings, "evaluate")
+    from recoup.evaluate.run import EvaluateInputs, run
+
     inputs = EvaluateInputs(reference, degraded, recovered, common.seed, common.chat_template)
-    return run_evaluate(config, inputs, Path(output), common.progress)
+    return run(config, inputs, Path(output), common.progress)
+
+
+def load(name: str, *, chat_template: str | Path | None = None) -> LanguageModel:
+    """Load a folder, hub id[@revision], GGUF file, PEFT adapter folder, or `embedded`, in float32.
+
+    Raises:
+        SourceError: the model or its tokenizer cannot be found or read.
+    """
+    from recoup.models.load import load as load_model
+
+    return load_model(name, chat_template=chat_template)
 
 
 def _common(settings: dict[str, Any]) -> _Common:

@@ -5,9 +5,10 @@ the file's hash: dequantizing takes ten times as long as loading.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def _converted(file: Path) -> Path:
     folder = cache_folder() / "converted" / _sha256(file)[:16]
     if (folder / "config.json").is_file():
         return folder
-    with _one_line_errors(str(file)), quiet():
+    # the library's bar for GGUF files cannot be switched off
+    with _one_line_errors(str(file)), quiet(), redirect_stderr(io.StringIO()):
         tokenizer = _gguf_tokenizer(file)
         quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
