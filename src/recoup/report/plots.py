@@ -20,6 +20,8 @@ _WIDE = 10.0  # inches
 _HALF = 5.4  # inches; two stand side by side
 _MOST_MARKERS = 60  # more points than this and markers hide the line
 
+DRIFT_HEADROOM = 1.1  # drift is nearly flat over the layers: the curve would lie on the frame
+
 
 @dataclass(frozen=True)
 class Look:
@@ -95,7 +97,7 @@ def layer_drift(before: DiagnoseResult | None, after: DiagnoseResult | None) -> 
         layers = [layer.layer for layer in diagnosis.layers]
         drift = [math.nan if x.relative_drift is None else x.relative_drift for x in diagnosis.layers]
         axes.plot(layers, drift, label=words, **_line(look, len(layers)))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * DRIFT_HEADROOM)
     _legend_above(figure, axes)
     return figure
 

@@ -1,0 +1,6 @@
+"""Run every benchmark."""
+
+from benchmarks import divergence, sampling
+
+divergence.main()
+sampling.main()
