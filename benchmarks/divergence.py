@@ -5,7 +5,7 @@ Run: `python -m benchmarks.divergence`
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from benchmarks.timing import compare
 from recoup.divergence import forward_kl
@@ -15,8 +15,11 @@ TOKENS, VOCABULARY = 512, 49_152
 
 def autograd_forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """What a trainer writes with torch's own functions."""
-    student_logp, teacher_logp = F.log_softmax(student.float(), -1), F.log_softmax(teacher.float(), -1)
-    return F.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(-1)
+    student_logp, teacher_logp = (
+        functional.log_softmax(student.float(), -1),
+        functional.log_softmax(teacher.float(), -1),
+    )
+    return functional.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(-1)
 
 
 def main() -> None:
