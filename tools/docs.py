@@ -3,13 +3,16 @@
 Run: `make docs` writes; `python -m tools.docs --check` fails if a document is stale.
 """
 
+import io
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
 from typer.testing import CliRunner
 
+from recoup import show
 from recoup.cli import app
 from recoup.report import score_table_markdown
 from tools.evidence import RESULTS, Evidence, read_evidence
@@ -69,6 +72,14 @@ def cost(evidence: Evidence) -> str:
     return "\n".join(lines) + "\n"
 
 
+def printed(evidence: Evidence) -> str:
+    """The table as the terminal shows it."""
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=False)
+    show.evaluated(console, evidence.proof)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    return "\n".join(["```", *lines, "```"]) + "\n"
+
+
 def overview() -> str:
     """One row per run kept in results/."""
     lines = [
@@ -99,6 +110,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "headline": lambda: headline(read_evidence(RESULTS / "demo")),
     "table": lambda: table(read_evidence(RESULTS / "demo")),
     "cost": lambda: cost(read_evidence(RESULTS / "demo")),
+    "printed": lambda: printed(read_evidence(RESULTS / "demo")),
     "overview": overview,
 }
 
