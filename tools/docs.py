@@ -40,9 +40,10 @@ def headline(evidence: Evidence) -> str:
     """One sentence: the best measured number of a run."""
     before, after = evidence.proof.degraded_fidelity, evidence.proof.recovered_fidelity
     assert after is not None
+    injury = evidence.injuries[-1].summary.partition(":")[0]
     return (
-        f"On {evidence.config['model_name']}, {evidence.injuries[-1].summary.partition(';')[0]}, "
-        f"token KL to the undamaged model falls from "
+        f"{evidence.config['model_name']}, damaged by {evidence.injuries[-1].method} ({injury}): "
+        "token KL to the undamaged model falls from "
         f"**{before.token_kl_nats.value:.2f} to {after.token_kl_nats.value:.2f} nats** "
         f"in {evidence.repair.seconds / 60:.0f} minutes on {evidence.cores} CPU cores, with every weight still on its grid.\n"
     )
