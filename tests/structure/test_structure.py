@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recoup.errors import StructureError
@@ -45,6 +45,15 @@ GRIDS = st.one_of(
 )
 
 
+def test_scale_below_float16_by_hand() -> None:
+    # 2^-20 / 15 is below 2^-14, float16's smallest normal number: the group's only code is 0, and stays so
+    tiny = torch.full((1, 4), 2.0**-20)
+    grid = IntegerGrid(bits=5, group_size=4, symmetric=True)
+    assert grid.fit(tiny)["scale"].item() == 2.0**-14
+    assert torch.equal(grid.project(tiny, grid.fit(tiny)), torch.zeros(1, 4))
+
+
+@example(grid=IntegerGrid(5, 1, symmetric=True), rows=2, groups=3, seed=1, scale=0.001)
 @given(
     grid=GRIDS,
     rows=st.integers(1, 5),

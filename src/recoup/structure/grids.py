@@ -23,6 +23,7 @@ from recoup.errors import StructureError
 WeightOI = Float[Tensor, "O I"]
 Parameters = dict[str, Tensor]
 SCALE_BITS = 16
+FLOAT16 = torch.finfo(torch.float16)
 
 NF4_CODES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -149,9 +150,12 @@ GRIDS: dict[str, type[IntegerGrid] | type[NF4Grid]] = {"int": IntegerGrid, "nf4"
 
 
 def _half(scale: Tensor) -> Tensor:
-    """Scales rounded to float16, kept as float32; a group of zeros, or below float16's range, gets scale 1."""
-    rounded = scale.to(torch.float16).float()
-    return torch.where(rounded > 0, rounded, 1.0)
+    """Scales rounded to normal float16 numbers, kept as float32.
+
+    Below its normal range float16 loses bits, and then the largest weight would no longer reach the largest code: such
+    groups, and groups of zeros, get the smallest normal number, and fitting them again gives it again.
+    """
+    return scale.to(torch.float16).float().clamp(FLOAT16.smallest_normal, FLOAT16.max)
 
 
 def _check(weight_OI: WeightOI) -> None:
