@@ -81,17 +81,21 @@ def printed(evidence: Evidence) -> str:
     return "\n".join(["```", *lines, "```"]) + "\n"
 
 
-def overview() -> str:
-    """One row per run kept in results/."""
+def overview(links_from: str) -> str:
+    """One row per run kept in results/; links start with `links_from`."""
     lines = [
         "| run | injury | token KL, nats | top-1 agreement | benchmarks healed, of significantly damaged | repair |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [_row(read_evidence(folder)) for folder in sorted(RESULTS.iterdir()) if (folder / "config.yaml").is_file()]
+    lines += [
+        _row(read_evidence(folder), links_from)
+        for folder in sorted(RESULTS.iterdir())
+        if (folder / "config.yaml").is_file()
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _row(evidence: Evidence) -> str:
+def _row(evidence: Evidence, links_from: str) -> str:
     proof, repair = evidence.proof, evidence.repair
     before, after = proof.degraded_fidelity, proof.recovered_fidelity
     assert after is not None
@@ -100,7 +104,7 @@ def _row(evidence: Evidence) -> str:
     partly = [task.task for task in damaged if task.verdict == "partly healed"]
     named = f"{len(healed)} of {len(damaged)}" + (f" ({', '.join(partly)} partly)" if partly else "")
     return (
-        f"| [{evidence.name}]({evidence.name}) | {evidence.injuries[-1].summary} "
+        f"| [{evidence.name}]({links_from}{evidence.name}) | {evidence.injuries[-1].summary} "
         f"| {before.token_kl_nats.value:.3f} → {after.token_kl_nats.value:.3f} "
         f"| {before.top1_agreement.value:.3f} → {after.top1_agreement.value:.3f} | {named} "
         f"| {repair.steps} steps, {repair.num_tokens:,} tokens, {repair.seconds / 60:.1f} min |"
@@ -112,7 +116,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "table": lambda: table(read_evidence(RESULTS / "demo")),
     "cost": lambda: cost(read_evidence(RESULTS / "demo")),
     "printed": lambda: printed(read_evidence(RESULTS / "demo")),
-    "overview": overview,
+    "overview": lambda: overview("results/"),
+    "overview of this folder": lambda: overview(""),
 }
 
 
