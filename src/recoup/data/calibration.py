@@ -16,7 +16,7 @@ from recoup.data.sft import messages_of
 from recoup.errors import DataError
 from recoup.models.load import LanguageModel
 from recoup.models.sample import Rollouts, Sampling, pack, pad_id, sample
-from recoup.run_folder import read_jsonl
+from recoup.run_folder import read_jsonl, user_path
 
 CHUNK_TOKENS = 256
 BATCH_SEQUENCES = 8
@@ -43,9 +43,9 @@ def calibration_rollouts(source: str, model: LanguageModel, num_tokens: int, see
     if source == "self":
         documents = _self_written(model, num_tokens, seed)
     elif source.endswith(".jsonl"):
-        documents = _rows(Path(source).expanduser(), model.tokenizer, seed)
+        documents = _rows(user_path(source), model.tokenizer, seed)
     else:
-        documents = _text(Path(source).expanduser(), model.tokenizer, num_tokens)
+        documents = _text(user_path(source), model.tokenizer, num_tokens)
     sequences = list(_first_tokens(_chunks(documents), num_tokens))
     if not sequences:
         raise DataError(f"{source}: holds no calibration text")

@@ -1,6 +1,5 @@
 """Tasks whose items are conversations: the model answers greedily through its chat template, and the text is graded."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from recoup.evaluate.items import NUM_SAMPLES, Report, choose, silent
 from recoup.models.load import LanguageModel
 from recoup.models.sample import Sampling
 from recoup.results import TaskItems
-from recoup.run_folder import read_jsonl
+from recoup.run_folder import read_jsonl, user_path
 
 Row = dict[str, Any]
 
@@ -41,7 +40,7 @@ def data_file(task: ChatTask, data: str | None) -> Path:
     """
     if data is None:
         raise DataError(f"task {task.name!r} needs `evaluate.data`: the folder that holds {task.file}")
-    path = Path(os.path.expandvars(data)).expanduser() / task.file
+    path = user_path(data) / task.file
     if not path.is_file():
         raise DataError(f"{path}: no such file; `evaluate.data` is the folder that holds {task.file}")
     return path
