@@ -156,7 +156,7 @@ def verify(model: Model) -> None:
 
     Example: `recoup verify runs/demo/recover/checkpoint`
     """
-    from recoup.structure.verify import verify_checkpoint
+    from recoup.models.check import verify_checkpoint
 
     verification = verify_checkpoint(model)
     show.verified(out, model, verification)

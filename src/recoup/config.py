@@ -136,6 +136,19 @@ class Rollout(Node):
     max_prompt_tokens: PositiveInt = Field(256, description="Prompts longer than this are left out, not truncated.")
 
 
+class Train(Node):
+    """What trains. Whatever it is, the student stays on its structure."""
+
+    what: Literal["weights", "lora", "scales", "norms"] = Field(
+        "weights",
+        description="Every weight; a low-rank update inside the structure; the grid's scales; or norms and biases.",
+    )
+    layers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = Field(
+        None, description="Blocks that train, counted from 0; the whole model when null."
+    )
+    lora_rank: PositiveInt = Field(16, description="Rank r of the low-rank update.")
+
+
 class Recover(Node):
     """On-policy self-distillation from a historical checkpoint."""
 
@@ -143,6 +156,7 @@ class Recover(Node):
     divergence: Divergence = Field("forward_kl", description="Full-vocabulary divergence per token, nats.")
     jensen_shannon_beta: Fraction = Field(0.5, description="beta in m = (1-beta) p_S + beta p_T.")
     skip_tokens: NonNegative = Field(0, description="First completion tokens left out of the loss (SDFT masks 3).")
+    train: Train = Field(Train(), description="What trains.")
     steps: PositiveInt = Field(100, description="Optimizer steps.")
     batch_size: PositiveInt = Field(16, description="Rollouts per optimizer step.")
     micro_batch_size: PositiveInt = Field(8, description="Rollouts per forward pass; lower it when memory runs out.")

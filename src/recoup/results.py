@@ -146,6 +146,8 @@ class RecoverResult(Result):
     last_loss_nats: float
     structure: str  # what was kept, one line
     structure_exact: bool
+    num_trained: int | None = None  # numbers that the optimizer moved
+    optimizer_bytes: int | None = None  # of AdamW's moments
     seconds: float
     peak_memory_bytes: int
 

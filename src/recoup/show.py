@@ -12,7 +12,7 @@ from recoup.results import DegradeResult, DiagnoseResult, Estimate, EvaluateResu
 if TYPE_CHECKING:
     from recoup.structure.verify import Verification
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def degraded(console: Console, result: DegradeResult) -> None:
@@ -55,6 +55,10 @@ def recovered(console: Console, result: RecoverResult) -> None:
         f"{result.num_tokens:,} tokens of {result.num_prompts} prompts, {result.seconds / 60:.1f} min, "
         f"peak {result.peak_memory_bytes / GIB:.1f} GiB"
     )
+    if result.num_trained is not None:
+        console.print(
+            f"{result.num_trained:,} numbers trained, {(result.optimizer_bytes or 0) / GIB:.2f} GiB of AdamW moments"
+        )
     console.print("never went on-policy" if began is None else f"on-policy from step {began}")
     console.print(f"structure kept bit for bit: {escape(result.structure)}", soft_wrap=True)
     console.print(f"wrote {escape(result.checkpoint)}", soft_wrap=True)
@@ -83,8 +87,10 @@ def verified(console: Console, model: str, verification: "Verification") -> None
         for kind, (exact, every) in verification.counts.items():
             table.add_row(escape(kind), f"{exact} of {every}")
         console.print(table)
+    size = "" if verification.size_bytes is None else f"{verification.size_bytes / MIB:.1f} MiB of weights on disk, "
     console.print(
-        f"{verification.bits_per_weight:.2f} bits per weight, {verification.sparsity:.1%} zeros among constrained weights"
+        f"{size}{verification.bits_per_weight:.2f} bits per weight, {verification.sparsity:.1%} zeros among constrained weights",
+        soft_wrap=True,
     )
     console.print(
         "exact, bit for bit" if verification.exact else f"VIOLATED: {escape(', '.join(verification.violations[:5]))}",

@@ -10,7 +10,7 @@ from recoup.config import SFT
 from recoup.data.sft import load_examples
 from recoup.degrade import Context
 from recoup.degrade.finetune import apply, batch_order, num_steps, token_losses
-from recoup.errors import StructureError, TrainingError
+from recoup.errors import TrainingError
 from recoup.models.layers import block_linears
 from recoup.models.load import LanguageModel, load
 from recoup.models.logits import completion_logits, completion_tokens
@@ -109,12 +109,16 @@ def test_notes_say_what_was_done(tiny_model: Path, rows_file: Path) -> None:
     assert notes == ["fine-tuned (full) for 1 steps on 1 rows, 3 dropped (completion over 12 tokens)"]
 
 
-def test_lora_on_a_mask_is_refused(tiny_model: Path, rows_file: Path, context: Context) -> None:
+def test_lora_on_a_mask_leaves_its_zeros(tiny_model: Path, rows_file: Path, context: Context) -> None:
     model = load(str(tiny_model))
     name = "model.layers.0.mlp.up_proj.weight"
-    mask = magnitude_mask(model.model.get_parameter(name), 0.5)
-    with pytest.raises(StructureError, match="use adapter: full"):
-        apply(model, Structure({name: Constraint(mask_OI=mask)}), config_for(rows_file, adapter="lora"), context)
+    weight = model.model.get_parameter(name)
+    mask = magnitude_mask(weight, 0.5)
+    weight.data.mul_(mask)
+    before = weight.detach().clone()
+    apply(model, Structure({name: Constraint(mask_OI=mask)}), config_for(rows_file, adapter="lora"), context)
+    assert (weight[~mask] == 0).all()
+    assert not torch.equal(weight[mask], before[mask])
 
 
 def test_nan_is_refused(tiny_model: Path, rows_file: Path, context: Context) -> None:

@@ -10,6 +10,7 @@ from recoup.models.layers import block_linears, blocks, feed_forwards, is_transp
 from recoup.models.load import load
 from recoup.models.save import save
 from recoup.models.source import resolve
+from recoup.structure.spec import Structure
 from tests.conftest import LAYOUTS, WIDTH
 
 LINEARS_PER_BLOCK = {"llama": 7, "qwen2": 7, "gemma3_text": 7, "gpt2": 4}
@@ -31,7 +32,7 @@ def test_layers_are_found_by_structure(tiny_models: dict[str, Path], layout: str
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_model_reloads_with_equal_logits(tiny_models: dict[str, Path], layout: str, tmp_path: Path) -> None:
     first = load(str(tiny_models[layout]))
-    save(first, tmp_path / "copy")
+    save(first, Structure(), tmp_path / "copy")
     second = load(str(tmp_path / "copy"))
     ids = torch.tensor([first.tokenizer("hello there").input_ids])
     assert torch.equal(first.model(ids).logits, second.model(ids).logits)

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from recoup.errors import TrainingError
+from recoup.structure.guard import Guard
+from recoup.structure.spec import Structure
 from recoup.training.optimizer import Schedule, Stepper, StepSettings, learning_rate
 
 
@@ -22,7 +24,7 @@ def test_single_step_schedule_is_at_its_peak() -> None:
 def make(seed: int = 0) -> tuple[nn.Linear, Stepper]:
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
-    return model, Stepper(model, None, StepSettings(precision="fp32"))
+    return model, Stepper(Guard(model, Structure()), StepSettings(precision="fp32"))
 
 
 def test_first_adamw_step_moves_every_weight_by_the_learning_rate() -> None:

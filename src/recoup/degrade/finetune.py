@@ -1,8 +1,8 @@
 """Supervised fine-tuning on a narrow task, which makes a model forget the rest (2604.15794, section on forgetting).
 
 Cross-entropy of the completion's tokens only, averaged over the tokens of a batch; AdamW, linear warm-up, cosine to 0. All
-weights, or a LoRA (2106.09685) on every linear layer of the blocks that is merged at the end. Dropout is off: runs are
-deterministic given the seed, and current models are trained without it.
+weights, or a LoRA (2106.09685) on every linear layer of the blocks, inside the structure (`structure.trainable`). Dropout
+is off: runs are deterministic given the seed, and current models are trained without it.
 
 A batch is drawn at random and sorted by length before it is split into micro-batches: few pads, and no step sees one length
 only, as it would if batches were cut from a sorted file.
@@ -11,27 +11,25 @@ Shapes: N completion tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recoup.config import SFT
+from recoup.config import SFT, Train
 from recoup.data.sft import Example, load_examples
 from recoup.degrade import Context
-from recoup.errors import StructureError
-from recoup.models.layers import block_linears, is_transposed
 from recoup.models.load import LanguageModel
 from recoup.models.logits import completion_logits, completion_tokens
 from recoup.models.sample import pack, pad_id
 from recoup.structure.guard import Guard
 from recoup.structure.spec import Structure
 from recoup.training.optimizer import Schedule, Stepper, StepSettings, learning_rate
+from recoup.training.plan import lora_of, training_plan
 
 WARMUP_SHARE = 0.03  # of all steps, as QLoRA trains (2305.14314, appendix B)
-LORA_ALPHA_PER_RANK = 2  # the update is scaled by alpha / r = 2, LoRA's own setting for GPT-2 at r = 16
 
 
 def apply(model: LanguageModel, structure: Structure, config: SFT, context: Context) -> Structure:
@@ -39,25 +37,21 @@ def apply(model: LanguageModel, structure: Structure, config: SFT, context: Cont
 
     Raises:
         DataError: the training file is missing, malformed or empty.
-        StructureError: `adapter: lora` on a model that keeps a grid or a mask.
         TrainingError: the loss or the gradient is NaN or infinite.
     """
     examples = load_examples(config.train_file, model.tokenizer, config.max_tokens, config.num_rows, context.seed)
-    if config.adapter == "lora":
-        with _lora(model, structure, config.lora_rank, context.seed):
-            _train(model, None, examples.rows, config, context)
-    else:
-        model.model.requires_grad_(True)
-        guard = Guard(model.model, structure)
-        _train(model, guard, examples.rows, config, context)
-        structure = guard.structure
+    train = Train(what="lora" if config.adapter == "lora" else "weights", lora_rank=config.lora_rank)
+    plan = training_plan(replace(model, structure=structure), train)
+    guard = Guard(model.model, structure, plan, lora_of(train, context.seed))
+    _train(model, guard, examples.rows, config, context)
+    guard.release()
     model.model.requires_grad_(False)
     dropped = f", {examples.num_dropped} dropped (completion over {config.max_tokens} tokens)"
     steps = num_steps(len(examples.rows), config)
     context.note(
         f"fine-tuned ({config.adapter}) for {steps} steps on {len(examples.rows)} rows{dropped if examples.num_dropped else ''}"
     )
-    return structure
+    return guard.structure
 
 
 def num_steps(num_rows: int, config: SFT) -> int:
@@ -78,10 +72,10 @@ def token_losses(logits_NV: Float[Tensor, "N V"], tokens_N: Int[Tensor, " N"]) -
     return torch.nn.functional.cross_entropy(logits_NV.float(), tokens_N, reduction="none")
 
 
-def _train(model: LanguageModel, guard: Guard | None, rows: Sequence[Example], config: SFT, context: Context) -> None:
+def _train(model: LanguageModel, guard: Guard, rows: Sequence[Example], config: SFT, context: Context) -> None:
     steps = num_steps(len(rows), config)
     schedule = Schedule(steps, ceil(WARMUP_SHARE * steps), config.learning_rate)
-    stepper = Stepper(model.model, guard, StepSettings())
+    stepper = Stepper(guard, StepSettings())
     batches = batch_order(len(rows), config.batch_size, context.seed)
     for step in range(steps):
         batch = [rows[i] for i in next(batches)]
@@ -105,28 +99,3 @@ def _accumulate(model: LanguageModel, stepper: Stepper, batch: Sequence[Example]
         stepper.backward(loss)
         total += loss.item()
     return total
-
-
-@contextmanager
-def _lora(model: LanguageModel, structure: Structure, rank: int, seed: int) -> Iterator[None]:
-    """While open, the model trains through a LoRA; on leaving, it is merged into the weights."""
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  slow to import, rarely needed
-
-    if structure.constraints:
-        raise StructureError(
-            "a merged LoRA would move weights off the grid or mask that this model keeps; use adapter: full"
-        )
-    linears = block_linears(model.model)
-    transposed = any(map(is_transposed, linears.values()))
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=LORA_ALPHA_PER_RANK * rank,
-        target_modules=list(linears),
-        fan_in_fan_out=transposed,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model.model, config)
-    yield
-    adapted.merge_and_unload()

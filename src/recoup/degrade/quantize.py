@@ -15,7 +15,7 @@ from recoup.degrade import Context
 from recoup.errors import StructureError
 from recoup.models.layers import block_linears, is_transposed
 from recoup.models.load import LanguageModel
-from recoup.structure.grids import IntegerGrid, NF4Grid
+from recoup.structure.grids import Grid, IntegerGrid, NF4Grid
 from recoup.structure.spec import Constraint, Structure
 
 
@@ -32,12 +32,14 @@ def apply(model: LanguageModel, structure: Structure, config: Quantize, context:
     for done, (layer, module) in enumerate(linears.items(), start=1):
         name = f"{layer}.weight"
         before = constraints.get(name, Constraint(transposed=is_transposed(module)))
-        constraints[name] = _round(name, model.model.get_parameter(name), replace(before, grid=grid))
+        constraints[name] = _round(
+            name, model.model.get_parameter(name), replace(before, grid=grid, refit=grid.quick_fit)
+        )
         context.progress("quantize", done, len(linears))
     return replace(structure, constraints=constraints)
 
 
-def grid_of(config: Quantize) -> IntegerGrid | NF4Grid:
+def grid_of(config: Quantize) -> Grid:
     """The grid that a config names."""
     if config.format == "nf4":
         return NF4Grid(config.group_size)

@@ -7,11 +7,11 @@ from pathlib import Path
 from recoup.config import Degrade
 from recoup.degrade import METHODS, Context
 from recoup.models.load import load
+from recoup.models.save import save
 from recoup.progress import Progress, silent
 from recoup.results import DegradeResult
 from recoup.run_folder import result_path, write_text
-from recoup.structure.spec import Structure, read_structure
-from recoup.structure.verify import save_exact
+from recoup.structure.spec import Structure
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ def run(config: Degrade, inputs: DegradeInputs, folder: Path, progress: Progress
     """
     started = time.perf_counter()
     model = load(inputs.source, chat_template=inputs.chat_template)
-    before = read_structure(model.path) if model.path else Structure()
     notes: list[str] = []
     context = Context(inputs.seed, progress or silent, notes.append)
-    after = METHODS[config.type].apply(model, before, config, context)
+    after = METHODS[config.type].apply(model, model.structure, config, context)
     checkpoint = folder / "checkpoint"
-    checked = save_exact(model, after, checkpoint)
+    checked = save(model, after, checkpoint)
     result = DegradeResult(
         method=config.type,
         summary="; ".join([*notes, after.describe()] if after != Structure() else notes),

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from recoup.errors import SourceError
 from recoup.models.source import Source, resolve
 from recoup.run_folder import atomic_folder, make_folder
+from recoup.structure.spec import Structure, read_structure
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 HASH_CHUNK_BYTES = 1 << 20
@@ -27,12 +28,17 @@ HASH_CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model, ready to use. `path` is the folder its weights came from."""
+    """A causal language model, ready to use.
+
+    `path` is the folder its weights came from, `structure` what its weights keep: declared beside them, or inferred from the
+    format that another tool stored them in.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     path: Path | None
+    structure: Structure = field(default_factory=Structure)
 
     @property
     def device(self) -> torch.device:
@@ -50,6 +56,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, chat_template: str | 
 
     Raises:
         SourceError: the model or its tokenizer cannot be found or read.
+        StructureError: it declares a structure that cannot be read.
     """
     source = resolve(name)
     if source.kind == "gguf":
@@ -64,7 +71,8 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, chat_template: str | 
     _set_chat_template(tokenizer, chat_template)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = None if source.kind == "hub" else Path(source.location)
-    return LanguageModel(name, model.to(device).eval().requires_grad_(False), tokenizer, path)
+    structure = read_structure(path) if path else Structure()
+    return LanguageModel(name, model.to(device).eval().requires_grad_(False), tokenizer, path, structure)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:

@@ -1,25 +1,34 @@
 """Save a model as an ordinary folder that `AutoModelForCausalLM.from_pretrained` loads, all or nothing."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+from recoup.errors import StructureError
 from recoup.models.load import LanguageModel, quiet
 from recoup.run_folder import atomic_folder
+from recoup.structure.spec import Structure, write_structure
+from recoup.structure.verify import Verification, verify
 
 
-def save(model: LanguageModel, folder: Path, also: Callable[[Path], None] | None = None) -> None:
-    """Write weights (safetensors), config, generation config, tokenizer and chat template to `folder`.
+def save(model: LanguageModel, structure: Structure, folder: Path) -> Verification:
+    """Write weights (safetensors), configs, tokenizer, chat template and structure, or refuse: no violation is ever written.
 
     Args:
         model: what to save, in the type its weights have.
+        structure: what its weights keep.
         folder: takes its place only when everything is written.
-        also: writes more files into the folder before it takes its place (the structure).
 
     Raises:
+        StructureError: a weight is off its grid or mask.
         RunFolderError: the disk is full or the folder is read-only; what stood there is untouched.
     """
+    checked = verify(model.model, structure)
+    if not checked.exact:
+        names = ", ".join(checked.violations[:3])
+        raise StructureError(
+            f"{folder}: not saved; {len(checked.violations)} weights left their structure ({names}, …)"
+        )
     with quiet(), atomic_folder(folder) as temporary:
         model.model.save_pretrained(temporary)
         model.tokenizer.save_pretrained(temporary)
-        if also is not None:
-            also(temporary)
+        write_structure(structure, temporary)
+    return checked

@@ -14,6 +14,7 @@ import torch
 from recoup.config import Recover, Term
 from recoup.data.prompts import Prompt, fitting, load_prompts
 from recoup.models.load import LanguageModel, load
+from recoup.models.save import save
 from recoup.progress import Progress, silent
 from recoup.recover.bootstrap import Phase
 from recoup.recover.objective import TermBatch
@@ -22,9 +23,8 @@ from recoup.recover.trainer import TermData, Trainer
 from recoup.results import RecoverResult, RecoverStep
 from recoup.run_folder import make_folder, read_jsonl, result_path, write_text
 from recoup.structure.guard import Guard
-from recoup.structure.spec import Structure, read_structure
-from recoup.structure.verify import save_exact
 from recoup.training.checkpoint import load_checkpoint, save_checkpoint
+from recoup.training.plan import lora_of, training_plan
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,15 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     """
     make_folder(folder)
     student = load(inputs.student, chat_template=inputs.chat_template)
-    student.model.requires_grad_(True)
-    guard = Guard(student.model, read_structure(student.path) if student.path else Structure())
+    plan = training_plan(student, config.train)
+    guard = Guard(student.model, student.structure, plan, lora_of(config.train, inputs.seed))
+    progress(f"student keeps {student.structure.describe()}", 1, 1)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     teachers = load_teachers(inputs.teachers, student, dtype, inputs.chat_template)
     terms = _terms(config, teachers, inputs.seed, folder, progress)
     trainer = Trainer(config, student, guard, terms, inputs.seed)
     _train(trainer, folder, progress)
-    checked = save_exact(student, guard.structure, folder / "checkpoint")
+    checked = save(student, guard.structure, folder / "checkpoint")
     steps = _read_steps(folder)
     result = RecoverResult(
         student=inputs.student,
@@ -70,6 +71,8 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
         last_loss_nats=steps[-1].loss,
         structure=checked.structure.describe(),
         structure_exact=checked.exact,
+        num_trained=trainer.stepper.num_trained,
+        optimizer_bytes=trainer.stepper.optimizer_bytes(),
         seconds=sum(step.seconds_sampling + step.seconds_teacher + step.seconds_student for step in steps),
         peak_memory_bytes=_peak_memory_bytes(),
     )
@@ -80,7 +83,6 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
 def _train(trainer: Trainer, folder: Path, progress: Progress) -> None:
     """Steps from the last checkpoint, or from the start, to the end."""
     config, state = trainer.config, folder / "state"
-    trainer.guard.project()
     position = load_checkpoint(state, trainer.student.model, trainer.guard, trainer.stepper)
     first = 0
     if position is not None:

@@ -55,7 +55,7 @@ class Trainer:
         self.config, self.student, self.guard, self.terms, self.seed = config, student, guard, terms, seed
         self.phase = Phase()
         settings = StepSettings(config.precision, config.weight_decay, config.max_grad_norm)
-        self.stepper = Stepper(student.model, guard, settings)
+        self.stepper = Stepper(guard, settings)
         self.schedule = Schedule(
             config.steps, config.warmup_steps, config.learning_rate, config.min_learning_rate_fraction
         )

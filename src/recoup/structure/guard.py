@@ -1,84 +1,142 @@
-"""The guard: lets an optimizer move latent weights while the model itself never leaves its structure.
+"""The guard: an optimizer moves what trains while the model itself never leaves its structure.
 
-Straight-through estimation (arXiv 1308.3432): the forward pass sees the projected weight, the gradient passes to the latent
-one unchanged. Instead of wrapping layers, the guard keeps the latent copies and lays them into the model only for the
-optimizer's step:
+    guard = Guard(model, structure)
+    optimizer = torch.optim.AdamW(guard.parameters())
+    loss.backward()                   # gradients at the projected weights, passed on to what trains
+    optimizer.step()
+    guard.project()                   # the model holds projected weights again
 
-    loss.backward()                   # gradients at the projected weights
-    with guard.latent_weights():      # the model holds latent weights here …
-        optimizer.step()
-                                      # … and projected ones again from here on
-
-So forward passes and decoding cost nothing extra, the model can be saved or sampled from at any moment, and sharded or
-wrapped parameters work as they are. A mask needs no latent copy: projecting is multiplying by it.
+Instead of wrapping layers, the guard keeps what trains beside the model (see `trainable`), so forward passes and decoding cost
+nothing extra, and the model can be saved or sampled from at any moment. A weight under a mask alone needs no
+copy: its gradient is masked, and projecting is multiplying by the mask.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from recoup.errors import StructureError
 from recoup.structure.spec import Constraint, Structure
+from recoup.structure.trainable import Latent, LoRA, LowRank, Scales, Trainable
+
+Training = Literal["weights", "lora", "scales"]
+FREE = Constraint()  # of a weight that the structure does not name
 
 
 class Guard:
-    """Keeps `model` on `structure` through training.
+    """Keeps `model` on `structure` while the weights that `plan` names train; the others are frozen.
 
-    Attributes:
-        structure: the structure as last fitted; scales follow the latent weights.
+    Args:
+        model: what trains, in float32.
+        structure: what it must keep; scales follow the weights where a constraint says `refit`.
+        plan: how each weight trains, by parameter name; null: every weight in full.
+        lora: rank and scale of the weights that train as `lora`.
 
     Raises:
-        StructureError: the structure names a weight the model lacks, or of another shape.
+        StructureError: the structure names a weight the model lacks, or of another shape; or a weight cannot train so.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure) -> None:
-        parameters = dict(model.named_parameters())
-        missing = [name for name in structure.constraints if name not in parameters]
-        if missing:
-            raise StructureError(f"the structure constrains {missing[0]!r}, which this model does not have")
-        constraints = {name: c.to(parameters[name].device) for name, c in structure.constraints.items()}
-        self.structure = structure = Structure(constraints, structure.shapes)
-        self._weights = {name: parameters[name] for name in structure.constraints}
-        self._latent = {
-            name: weight.detach().clone() for name, weight in self._weights.items() if structure.constraints[name].grid
-        }
-        self._check_shapes()
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        plan: Mapping[str, Training] | None = None,
+        lora: LoRA | None = None,
+    ) -> None:
+        self._weights = dict(model.named_parameters())
+        _check_fits(self._weights, structure)
+        constraints = {name: c.to(self._weights[name].device) for name, c in structure.constraints.items()}
+        self.structure = Structure(constraints, structure.shapes)
+        self._plan = dict.fromkeys(self._weights, "weights") if plan is None else dict(plan)
+        self._trainables: dict[str, Trainable] = {}
+        self._hooks: list[RemovableHandle] = []
+        for name, weight in self._weights.items():
+            weight.requires_grad_(name in self._plan)
+        for position, name in enumerate(self._plan):
+            self._prepare(name, lora and replace(lora, seed=lora.seed + position))
 
-    @contextmanager
-    def latent_weights(self) -> Iterator[None]:
-        """Lay the latent weights into the model; on leaving, keep what they became and project."""
-        for name, latent in self._latent.items():
-            self._weights[name].data.copy_(latent)
-        yield
-        for name, latent in self._latent.items():
-            latent.copy_(self._weights[name].data)
-        self.project()
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the optimizer moves, in a fixed order."""
+        for name in self._plan:
+            trainable = self._trainables.get(name)
+            yield from trainable.tensors.values() if trainable else (self._weights[name],)
 
     @torch.no_grad()
     def project(self) -> None:
-        """Fit every grid to its latent weight and lay the projected weights into the model."""
-        fitted: dict[str, Constraint] = {}
-        for name, constraint in self.structure.constraints.items():
-            weight = self._weights[name]
-            latent = self._latent.get(name, weight.data)
-            fitted[name] = constraint.fitted(latent)
-            weight.data.copy_(fitted[name].project(latent))
-        self.structure = Structure(fitted, self.structure.shapes)
+        """Lay into the model what its weights are after a step, on the structure."""
+        constraints = dict(self.structure.constraints)
+        for name in self._plan:
+            trainable, constraint = self._trainables.get(name), constraints.get(name)
+            if trainable is not None:
+                moved, weight = trainable.constrained(constraint or FREE)
+                self._weights[name].copy_(weight)
+                constraints.update({name: moved} if constraint else {})
+            elif constraint is not None:
+                self._weights[name].copy_(constraint.project(self._weights[name]))
+        self.structure = Structure(constraints, self.structure.shapes)
 
-    def latent_state(self) -> dict[str, Tensor]:
-        """The latent weights, for a checkpoint; masks have none."""
-        return dict(self._latent)
+    def state(self) -> dict[str, Tensor]:
+        """What trains beside the model's own weights, for a checkpoint."""
+        return {
+            f"{name}:{key}": tensor.detach()
+            for name, trainable in self._trainables.items()
+            for key, tensor in trainable.tensors.items()
+        }
 
-    def load_latent_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a checkpoint's latent weights."""
-        for name, latent in self._latent.items():
-            latent.copy_(state[name])
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint's `state`."""
+        for name, trainable in self._trainables.items():
+            for key, tensor in trainable.tensors.items():
+                tensor.copy_(state[f"{name}:{key}"])
         self.project()
 
-    def _check_shapes(self) -> None:
-        for name, constraint in self.structure.constraints.items():
-            mask_OI, shape = constraint.mask_OI, constraint.view_OI(self._weights[name]).shape
-            if mask_OI is not None and mask_OI.shape != shape:
-                raise StructureError(f"{name}: mask of shape {tuple(mask_OI.shape)} on a weight of {tuple(shape)}")
+    def release(self) -> None:
+        """Let go of the model: gradients stay with its weights again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _prepare(self, name: str, lora: LoRA | None) -> None:
+        """Make what of the weight trains, and pass its gradients on."""
+        weight, constraint = self._weights[name], self.structure.constraints.get(name, FREE)
+        kind = self._plan[name]
+        trainable: Trainable | None = None
+        if kind == "lora":
+            assert lora is not None, "a plan with lora needs its rank"
+            trainable = LowRank(weight, lora)
+        elif kind == "scales":
+            trainable = Scales(weight, constraint)
+        elif constraint.grid is not None:
+            trainable = Latent(weight)
+        if trainable is not None:
+            self._trainables[name] = trainable
+        if trainable is not None or constraint.mask_OI is not None:
+            self._hooks.append(weight.register_post_accumulate_grad_hook(_passing_on(trainable, constraint)))
+
+
+def _passing_on(trainable: Trainable | None, constraint: Constraint) -> Callable[[Tensor], None]:
+    """A hook that masks a weight's finished gradient and gives it to what trains; the weight's own is freed."""
+
+    def pass_on(weight: Tensor) -> None:
+        gradient = weight.grad
+        assert gradient is not None, "called once a gradient is there"
+        if constraint.mask_OI is not None:
+            constraint.view_OI(gradient).mul_(constraint.mask_OI)
+        if trainable is not None:
+            trainable.pull(gradient)
+            weight.grad = None
+
+    return pass_on
+
+
+def _check_fits(weights: Mapping[str, Tensor], structure: Structure) -> None:
+    for name, constraint in structure.constraints.items():
+        if name not in weights:
+            raise StructureError(f"the structure constrains {name!r}, which this model does not have")
+        mask_OI, shape = constraint.mask_OI, constraint.view_OI(weights[name]).shape
+        if mask_OI is not None and mask_OI.shape != shape:
+            raise StructureError(f"{name}: mask of shape {tuple(mask_OI.shape)} on a weight of {tuple(shape)}")

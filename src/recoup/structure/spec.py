@@ -10,7 +10,7 @@ Weights are constrained output × input; a `Conv1D` stores them transposed and `
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recoup.errors import StructureError
 from recoup.run_folder import write_json
-from recoup.structure.grids import GRIDS, IntegerGrid, NF4Grid, Parameters
+from recoup.structure.grids import GRIDS, Grid, Parameters
 from recoup.structure.masks import pack, unpack
 
 SCHEMA_VERSION = 1
@@ -31,10 +31,12 @@ JSON_NAME, TENSORS_NAME = "structure.json", "structure.safetensors"
 class Constraint:
     """What one weight must keep."""
 
-    grid: IntegerGrid | NF4Grid | None = None
+    grid: Grid | None = None
     parameters: Parameters = field(default_factory=dict)  # of the grid, as last fitted
     mask_OI: Tensor | None = None  # bool, true where a weight may live
     transposed: bool = False
+    refit: bool = True  # whether scales follow the weight as it trains; if not, they stay as they were found
+    pattern: str | None = None  # of the mask, such as `2:4`
 
     def view_OI(self, weight: Tensor) -> Tensor:
         """The weight as output × input."""
@@ -65,7 +67,8 @@ class Constraint:
         """A few words for people."""
         parts = [self.grid.describe()] if self.grid else []
         if self.mask_OI is not None:
-            parts.append(f"{1 - self.mask_OI.float().mean().item():.1%} zeros")
+            zeros = f"{1 - self.mask_OI.float().mean().item():.1%} zeros"
+            parts.append(f"{zeros} ({self.pattern})" if self.pattern else zeros)
         return " with ".join(parts)
 
 
@@ -126,9 +129,11 @@ def _tensors(constraint: Constraint) -> dict[str, Tensor]:
 def _describe_weight(constraint: Constraint) -> dict[str, object]:
     grid = constraint.grid
     return {
-        "grid": None if grid is None else {"format": grid.format, **asdict(grid)},
+        "grid": None if grid is None else {"format": grid.format, **grid.settings()},
         "mask_shape": None if constraint.mask_OI is None else list(constraint.mask_OI.shape),
         "transposed": constraint.transposed,
+        "refit": constraint.refit,
+        "pattern": constraint.pattern,
         "sha256": _hash(_tensors(constraint)),
     }
 
@@ -142,7 +147,8 @@ def _read_weight(name: str, entry: dict, stored: dict[str, Tensor]) -> Constrain
     mask_OI = unpack(tensors.pop("mask"), tuple(entry["mask_shape"])) if entry["mask_shape"] else None
     settings = dict(entry["grid"] or {})
     grid = GRIDS[settings.pop("format")](**settings) if settings else None
-    return Constraint(grid, tensors, mask_OI, entry["transposed"])
+    refit, pattern = entry.get("refit", True), entry.get("pattern")  # absent in what recoup 0.1 wrote
+    return Constraint(grid, tensors, mask_OI, entry["transposed"], refit, pattern)
 
 
 def _hash(tensors: dict[str, Tensor]) -> str:

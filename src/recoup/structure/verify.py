@@ -3,15 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from recoup.errors import StructureError
-from recoup.models.load import LanguageModel, load
-from recoup.models.save import save
-from recoup.structure.spec import Structure, read_structure, write_structure
+from recoup.structure.spec import Structure
 
 UNCONSTRAINED_BITS = 16  # as users count: embeddings, head and norms in bf16
 
@@ -27,6 +23,7 @@ class Verification:
     num_constrained: int
     sparsity: float  # share of zeros among constrained weights
     bits_per_weight: float  # over every parameter, embeddings and head included
+    size_bytes: int | None = None  # of the weights on disk, where they are
 
     @property
     def exact(self) -> bool:
@@ -54,23 +51,6 @@ def verify(model: nn.Module, structure: Structure) -> Verification:
     )
 
 
-def save_exact(model: LanguageModel, structure: Structure, folder: Path) -> Verification:
-    """Save model and structure, or refuse: nothing that violates its structure is ever written.
-
-    Raises:
-        StructureError: a weight is off its grid or mask.
-        RunFolderError: the folder cannot be written.
-    """
-    checked = verify(model.model, structure)
-    if not checked.exact:
-        names = ", ".join(checked.violations[:3])
-        raise StructureError(
-            f"{folder}: not saved; {len(checked.violations)} weights left their structure ({names}, …)"
-        )
-    save(model, folder, also=lambda temporary: write_structure(structure, temporary))
-    return checked
-
-
 def _is_exact(name: str, parameters: Mapping[str, Tensor], structure: Structure) -> bool:
     weight = parameters.get(name)
     if weight is None:
@@ -91,14 +71,3 @@ def _bits_per_weight(parameters: Mapping[str, Tensor], structure: Structure) -> 
         grid = constraint.grid if constraint else None
         bits += weight.numel() * (grid.bits_per_weight if grid else UNCONSTRAINED_BITS)
     return bits / max(1, sum(weight.numel() for weight in parameters.values()))
-
-
-def verify_checkpoint(name: str) -> Verification:
-    """Load a model and check it against the structure it declares.
-
-    Raises:
-        SourceError: the model cannot be loaded.
-        StructureError: its structure files cannot be read.
-    """
-    model = load(name)
-    return verify(model.model, read_structure(model.path) if model.path else Structure())

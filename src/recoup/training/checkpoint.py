@@ -1,6 +1,7 @@
-"""What a stopped training run continues from: trained weights, AdamW's moments, the step. Safetensors and JSON, no pickles.
+"""What a stopped training run continues from: weights and what trains beside them, AdamW's moments, the step.
 
-Random choices are functions of (seed, step), so no generator state is kept, and the continued run equals the unstopped one.
+Safetensors and JSON, no pickles. Random choices are functions of (seed, step), so no generator state is kept, and the
+continued run equals the unstopped one.
 """
 
 import json
@@ -26,7 +27,7 @@ def save_checkpoint(
         RunFolderError: the folder cannot be written; the last checkpoint is untouched.
     """
     with atomic_folder(folder) as temporary:
-        save_file(_contiguous({**dict(model.named_parameters()), **guard.latent_state()}), temporary / WEIGHTS)
+        save_file(_contiguous({**dict(model.named_parameters()), **guard.state()}), temporary / WEIGHTS)
         save_file(_contiguous(stepper.state()), temporary / OPTIMIZER)
         (temporary / POSITION).write_text(json.dumps(position), encoding="utf-8")
 
@@ -39,7 +40,7 @@ def load_checkpoint(folder: Path, model: nn.Module, guard: Guard, stepper: Stepp
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    guard.load_latent_state(weights)
+    guard.load_state(weights)
     stepper.load_state(load_file(folder / OPTIMIZER))
     position: dict[str, object] = json.loads((folder / POSITION).read_text(encoding="utf-8"))
     return position

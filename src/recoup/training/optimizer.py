@@ -1,18 +1,19 @@
 """One optimizer step: AdamW on fp32 weights under bf16 autocast, through the guard, via accelerate.
 
-accelerate places the optimizer and reduces gradients; the guard lays latent weights into the model for the step
-alone (see `structure.guard`). The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
+accelerate places the optimizer and reduces gradients; the guard says what trains, and lays the projected weights into
+the model after the step (see `structure.guard`). The learning rate is a pure function of the step, so a resumed run needs
+no scheduler state.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
 from recoup.errors import TrainingError
 from recoup.structure.guard import Guard
@@ -50,9 +51,9 @@ class StepSettings:
 
 
 class Stepper:
-    """Owns the optimizer of a model whose weights are fp32; gradients add up until `step`."""
+    """Owns the optimizer of what a guard lets train, in fp32; gradients add up until `step`."""
 
-    def __init__(self, model: nn.Module, guard: Guard | None, settings: StepSettings) -> None:
+    def __init__(self, guard: Guard, settings: StepSettings) -> None:
         # accumulation is ours: micro-batches differ in tokens, and each loss is already its share of the batch's
         # and so is autocast: accelerate fixes one precision per process, but a run fine-tunes and recovers in its own
         self.accelerator = Accelerator(
@@ -60,7 +61,7 @@ class Stepper:
         )
         self._settings = settings
         self._guard = guard
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters = list(guard.parameters())
         assert self._parameters, "no weight to train"
         optimizer = torch.optim.AdamW(
             self._parameters, lr=0.0, betas=ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
@@ -93,10 +94,19 @@ class Stepper:
             raise TrainingError(f"the gradient norm is {norm}; lower learning_rate, or set precision: fp32")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self._guard.latent_weights() if self._guard else nullcontext():
-            self.optimizer.step()
+        self.optimizer.step()
+        self._guard.project()
         self.optimizer.zero_grad()
         return norm
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers that the optimizer moves."""
+        return sum(parameter.numel() for parameter in self._parameters)
+
+    def optimizer_bytes(self) -> int:
+        """Memory of AdamW's moments, once a step was taken."""
+        return sum(value.numel() * value.element_size() for value in self.state().values())
 
     def state(self) -> dict[str, Tensor]:
         """AdamW's moments and step counts by parameter position, for a checkpoint."""
