@@ -61,18 +61,11 @@ def main() -> None:
     """Print the ratios, then bytes of AdamW's moments for each thing that can train."""
     plain = student(None)
     _, free_step = stepping(plain, Train())
-    prompts = [plain.tokenizer(f"Tell me {number} things.").input_ids for number in range(BATCH)]
     for settings in FORMATS:
         constrained = student(settings)
         _, step = stepping(constrained, Train())
         compare(f"training step, {constrained.structure.describe()}", step, free_step, "without structure")
-    baked = student(FORMATS[0])
-    compare(
-        "decoding with a baked structure",
-        lambda: sample(baked, prompts, Sampling(DECODED)),
-        lambda: sample(plain, prompts, Sampling(DECODED)),
-        "without structure",
-    )
+    _decoding()
     for train in (
         Train(),
         Train(what="lora"),
@@ -84,6 +77,17 @@ def main() -> None:
         step()
         what = f"{train.what}, blocks 0 to 14" if train.layers else train.what
         print(f"{what}: {stepper.num_trained:,} numbers train, {stepper.optimizer_bytes() / MIB:.1f} MiB of moments")
+
+
+def _decoding() -> None:
+    """The same weights, so the same tokens, with a guard and without."""
+    guarded, bare = student(FORMATS[0]), student(FORMATS[0])
+    guard = Guard(guarded.model, guarded.structure)
+    prompts = [bare.tokenizer(f"Tell me {number} things.").input_ids for number in range(BATCH)]
+    settings = Sampling(DECODED)
+    ours, theirs = (lambda: sample(guarded, prompts, settings)), (lambda: sample(bare, prompts, settings))
+    compare("decoding under the guard", ours, theirs, "without structure")
+    guard.release()
 
 
 if __name__ == "__main__":
