@@ -1,6 +1,7 @@
 """Tiny random models of four architectures and a byte tokenizer: everything the default suite runs on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def save_tiny(layout: str, folder: Path, seed: int = 0, **changes: object) -> Path:
+def save_tiny(layout: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """Save a two-block random model of `layout`, with tokenizer and chat template, to `folder`."""
     tokenizer = byte_tokenizer()
     settings: dict[str, object] = {

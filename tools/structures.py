@@ -7,7 +7,8 @@ Every entry gets the same repair: the same prompts, steps and tokens. Only the l
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,19 @@ REPAIR: dict[str, Any] = {
     "steps": 8, "batch_size": 16, "micro_batch_size": 8, "warmup_steps": 1, "rollout": {"max_tokens": 32},
     "bootstrap": {"max_steps": 0},
 }  # fmt: skip
+CALIBRATION_TOKENS = 64  # of each answer that calibration text is made of
 NUM_PROMPTS = 160  # more than the repair's 128 rollouts, a fifth of them held out
 RATES = ((0.8, 1e-3), (0.2, 2e-4), (0.0, 5e-5))  # damage in nats at least → learning rate: severe damage wants more
-
-GRID_TARGETS = ("compressed-tensors", "gguf")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A structure: the injury that makes it, and what it is exported to."""
+    """A structure: the injury that makes it, what it is exported to, and what its repair changes of `REPAIR`."""
 
     method: str
     settings: dict[str, Any]
     targets: tuple[str, ...]
+    repair: dict[str, Any] = field(default_factory=dict)
 
 
 def _grid(format_: str, *targets: str, **settings: Any) -> Entry:
@@ -59,6 +60,11 @@ def _int(bits: int, *targets: str, **settings: Any) -> Entry:
     return _grid("int", *targets, bits=bits, **{"group_size": 64, **settings})
 
 
+def _part(what: str, rate: float) -> Entry:
+    """int3 again, with a part of it training; fewer numbers want a larger learning rate."""
+    return Entry("quantize", {"bits": 3}, (), {"train": {"what": what}, "learning_rate": rate})
+
+
 ENTRIES: dict[str, Entry] = {
     "int8_channel": _int(8, "compressed-tensors", "gguf", group_size=None),
     "int4": _int(4, "compressed-tensors", "gguf"),
@@ -66,6 +72,7 @@ ENTRIES: dict[str, Entry] = {
     "int4_gptq": _int(4, "compressed-tensors", "gguf", start="gptq"),
     "int4_awq": _int(4, "compressed-tensors", start="awq"),
     "int3": _int(3, "safetensors", "gguf"),
+    **{f"int3_{what}": _part(what, rate) for what, rate in (("lora", 2e-3), ("scales", 1e-3), ("norms", 1e-2))},
     "int3_gptq": _int(3, "gguf", start="gptq"),
     "int2_g32": _int(2, "gguf", group_size=32, symmetric=False),
     "nf4": _grid("nf4", "safetensors"),
@@ -118,6 +125,8 @@ class StructureRecord(BaseModel):
     recovered: Measured
     learning_rate: float
     num_tokens: int
+    num_trained: int
+    optimizer_bytes: int
     repair_seconds: float
     exact: bool
     exports: tuple[Exported, ...]
@@ -131,6 +140,7 @@ class Ruler:
 
     reference: LanguageModel
     prompts: Path
+    calibration: Path
     rollouts: Rollouts
 
     def measure(self, checkpoint: str, progress: Progress) -> Measured:
@@ -143,31 +153,45 @@ class Ruler:
 
 
 def make_ruler(progress: Progress) -> Ruler:
-    """The reference, prompts it writes once, and its answers to those held out."""
+    """The reference, prompts and calibration text that it writes once, and its answers to the prompts held out."""
     reference = load("embedded", dtype=torch.bfloat16)
-    path = WORK / "prompts.jsonl"
-    if not path.is_file():
+    path, calibration = WORK / "prompts.jsonl", WORK / "calibration.jsonl"
+    if not calibration.is_file():
         progress("structures: write prompts", 0, 1)
-        prompts = load_prompts("self", reference, NUM_PROMPTS, 0)
         WORK.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(json.dumps({"prompt": prompt.text}) + "\n" for prompt in prompts))
+        prompts = load_prompts("self", reference, NUM_PROMPTS, 0)
+        _write_rows(path, ({"prompt": prompt.text} for prompt in prompts))
+        answers = sample(reference, [prompt.ids for prompt in prompts], Sampling(CALIBRATION_TOKENS, 1.0))
+        rows = zip(answers.tokens_BT, answers.attention_BT, strict=True)
+        _write_rows(calibration, ({"text": reference.tokenizer.decode(tokens[real])} for tokens, real in rows))
     held_out = load_prompts(str(path), reference, NUM_HELD_OUT, 0, "held_out")
     rollouts = sample(reference, [prompt.ids for prompt in held_out], Sampling(HELD_OUT_TOKENS))
-    return Ruler(reference, path, rollouts)
+    return Ruler(reference, path, calibration, rollouts)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run(name: str, entry: Entry, ruler: Ruler, progress: Progress) -> StructureRecord:
     """Damage, measure, repair, measure, verify and export."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
+    calibrated = {"calibration": str(ruler.calibration)} if entry.method != "magnitude" else {}
     damaged = recoup.degrade(
-        model="embedded", method=entry.method, output=folder / "degrade", progress=progress, **entry.settings
+        model="embedded",
+        method=entry.method,
+        output=folder / "degrade",
+        progress=progress,
+        **calibrated,
+        **entry.settings,
     )
     before = ruler.measure(damaged.checkpoint, progress)
     rate = next(rate for least, rate in RATES if before.token_kl_nats >= least)
+    settings = {"learning_rate": rate, **REPAIR, **entry.repair}
     repair = recoup.recover(
         student=damaged.checkpoint, teacher="embedded", prompts=str(ruler.prompts), output=folder / "recover",
-        learning_rate=rate, progress=progress, **REPAIR,
+        progress=progress, **settings,
     )  # fmt: skip
     exports, refused = _export(repair.checkpoint, entry.targets, folder, progress)
     record = StructureRecord(
@@ -179,8 +203,10 @@ def run(name: str, entry: Entry, ruler: Ruler, progress: Progress) -> StructureR
         degrade_seconds=damaged.seconds,
         degraded=before,
         recovered=ruler.measure(repair.checkpoint, progress),
-        learning_rate=rate,
+        learning_rate=settings["learning_rate"],
         num_tokens=repair.num_tokens,
+        num_trained=repair.num_trained or 0,
+        optimizer_bytes=repair.optimizer_bytes or 0,
         repair_seconds=repair.seconds,
         exact=verify_checkpoint(repair.checkpoint).exact,
         exports=exports,
@@ -206,7 +232,7 @@ def _export(
                 target=target,
                 consumer=result.consumer,
                 token_kl_nats=result.token_kl_nats,
-                size_bytes=result.size_bytes,
+                size_bytes=sum(result.files.values()),
             )
         )
     return tuple(done), refused

@@ -4,9 +4,9 @@ from importlib import import_module
 
 # A stage's package and its function share a name. Importing a package for the first time sets that name here, so the
 # packages (which import no torch) come first, and the functions then take their names for good.
-for _stage in ("degrade", "diagnose", "evaluate", "recover"):
+for _stage in ("degrade", "diagnose", "evaluate", "export", "recover"):
     import_module(f"recoup.{_stage}")
 
-from recoup.api import degrade, diagnose, evaluate, load, recover  # noqa: E402
+from recoup.api import degrade, diagnose, evaluate, export, load, recover  # noqa: E402
 
-__all__ = ["degrade", "diagnose", "evaluate", "load", "recover"]
+__all__ = ["degrade", "diagnose", "evaluate", "export", "load", "recover"]

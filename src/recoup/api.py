@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recoup.config import Diagnose, Evaluate, Recover, RunConfig
+from recoup.config import Diagnose, Evaluate, Export, Recover, RunConfig
 from recoup.config_file import parse
 from recoup.progress import Progress, silent
 
 if TYPE_CHECKING:
     from recoup.models.load import LanguageModel
-    from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult
+    from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, ExportResult, RecoverResult
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,21 @@ def evaluate(
 
     inputs = EvaluateInputs(reference, degraded, recovered, common.seed, common.chat_template)
     return run(config, inputs, Path(output), common.progress)
+
+
+def export(*, model: str, output: str | Path, to: str = "safetensors", **settings: Any) -> ExportResult:
+    """Write `model` to the folder `output` in the format of `to`, read it back with that format's program, and compare.
+
+    Raises:
+        ConfigError: an unknown target or setting.
+        ExportError: the format does not hold the model, or the files read back as another model; nothing is left behind.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    config = parse(Export, {"to": to, **settings}, "export")
+    from recoup.export.run import ExportInputs, run
+
+    return run(config, ExportInputs(model, common.chat_template), Path(output), common.progress)
 
 
 def load(name: str, *, chat_template: str | Path | None = None) -> LanguageModel:

@@ -165,6 +165,22 @@ def verify(model: Model) -> None:
 
 
 @app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="`safetensors`, `compressed-tensors` (vLLM) or `gguf` (llama.cpp).")],
+    output: Output,
+    settings: Settings = None,
+) -> None:
+    """Write a model in another program's format, and keep it only if that program reads the same model back.
+
+    Example: `recoup export runs/demo/recover/checkpoint --to gguf --output repaired-gguf`
+    """
+    with terminal(err) as progress:
+        result = recoup.export(model=model, to=to, output=output, progress=progress, **settings_tree(settings or []))
+    show.exported(out, result)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Rebuild the report from a run folder; needs no GPU and no model.
 

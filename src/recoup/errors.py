@@ -27,6 +27,10 @@ class StructureError(RecoupError, ValueError):
     """A weight left its grid, mask or shape, or a structure does not fit the model."""
 
 
+class ExportError(RecoupError, ValueError):
+    """A model cannot be written in a format, or reads back as another model."""
+
+
 class RunFolderError(RecoupError, OSError):
     """A run folder cannot be written, or holds a different run."""
 

@@ -7,7 +7,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recoup.results import DegradeResult, DiagnoseResult, Estimate, EvaluateResult, RecoverResult, TokenDamage
+from recoup.results import (
+    DegradeResult,
+    DiagnoseResult,
+    Estimate,
+    EvaluateResult,
+    ExportResult,
+    RecoverResult,
+    TokenDamage,
+)
 
 if TYPE_CHECKING:
     from recoup.structure.verify import Verification
@@ -81,7 +89,8 @@ def evaluated(console: Console, result: EvaluateResult) -> None:
 
 def verified(console: Console, model: str, verification: "Verification") -> None:
     """The structure, exact or not for each kind of weight."""
-    console.print(f"{escape(model)}: {escape(verification.structure.describe())}", soft_wrap=True)
+    found = f"{verification.structure.describe()} ({verification.origin})"
+    console.print(f"{escape(model)}: {escape(found)}", soft_wrap=True)
     if verification.counts:
         table = Table("weights", "on their structure")
         for kind, (exact, every) in verification.counts.items():
@@ -96,6 +105,22 @@ def verified(console: Console, model: str, verification: "Verification") -> None
         "exact, bit for bit" if verification.exact else f"VIOLATED: {escape(', '.join(verification.violations[:5]))}",
         soft_wrap=True,
     )
+
+
+def exported(console: Console, result: ExportResult) -> None:
+    """What was written, and how close it reads back."""
+    types = ", ".join(f"{count} × {kind}" for kind, count in result.tensor_types.items())
+    size = f"{sum(result.files.values()) / MIB:.1f} MiB"
+    console.print(f"{result.target}, {size}: {escape(types)}", soft_wrap=True, highlight=False)
+    console.print(
+        f"read back by {escape(result.consumer)}: token KL {result.token_kl_nats:.3g} nats, top-1 agreement "
+        f"{result.top1_agreement:.4f}, largest logit difference {result.max_logit_difference:.3g} ({result.num_tokens} tokens)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for note in result.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
+    console.print(f"wrote {escape(result.output)}", soft_wrap=True)
 
 
 def listed(console: Console, lines: Mapping[str, str]) -> None:

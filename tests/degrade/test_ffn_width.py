@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from recoup.config import FFNWidth, Quantize
 from recoup.degrade import Context, quantize
-from recoup.degrade.ffn_width import absolute_sum, apply, importance, kept_count, mean_activations, most_important
+from recoup.degrade.cut import blueprint, conform, cut_layer, kept_count, most_important
+from recoup.degrade.ffn_width import apply, importance
 from recoup.errors import DataError, StructureError
-from recoup.models.layers import feed_forwards, intermediate_field, intermediate_size, is_transposed
+from recoup.models.layers import FeedForward, feed_forwards, intermediate_field, intermediate_size, is_transposed
 from recoup.models.load import load
-from recoup.models.sample import pack
 from recoup.structure.masks import magnitude_mask
 from recoup.structure.spec import Constraint, Structure
 from recoup.structure.verify import verify
@@ -21,14 +22,17 @@ from tests.conftest import LAYOUTS
 IDS = torch.tensor([[72, 101, 108, 108, 111]])
 
 
+def narrow(model: PreTrainedModel, part: FeedForward) -> None:
+    """Keep the first 40 neurons of one block."""
+    for layer in part.up:
+        cut_layer(model, layer, torch.arange(40), 0, {})
+    cut_layer(model, part.down, torch.arange(40), 1, {})
+
+
 def test_importance_by_hand() -> None:
-    # two tokens and a pad: |1| + |−3| = 4 and |2| + |0| = 2, means 2 and 1
-    hidden = torch.tensor([[[9.0, 9.0], [1.0, 2.0], [-3.0, 0.0]]])
-    sums = absolute_sum(hidden, torch.tensor([[False, True, True]]))
-    assert sums.tolist() == [4.0, 2.0]
     # columns (3, 4) and (0, 12) have norms 5 and 12: importances 2 · 5 = 10 and 1 · 12 = 12
     down = torch.tensor([[3.0, 0.0], [4.0, 12.0]])
-    assert importance(sums / 2, down).tolist() == [10.0, 12.0]
+    assert importance(torch.tensor([2.0, 1.0]), down).tolist() == [10.0, 12.0]
 
 
 def test_most_important_by_hand() -> None:
@@ -36,18 +40,11 @@ def test_most_important_by_hand() -> None:
 
 
 def test_kept_count_by_hand() -> None:
-    assert kept_count(1536, 0.1) == 1382  # 153.6 rounds to 154
-    with pytest.raises(StructureError, match="removes all 4 neurons"):
-        kept_count(4, 0.95)
-
-
-def test_mean_activations_ignore_pads_and_batching(tiny_model: Path, context: Context) -> None:
-    model = load(str(tiny_model))
-    part = feed_forwards(model.model)[1]
-    rows = [[72, 101, 108, 108, 111], [66, 121, 101]]
-    together = mean_activations(model, [part.down], [pack(rows, [[], []], 0)], context)
-    apart = mean_activations(model, [part.down], [pack([row], [[]], 0) for row in rows], context)
-    torch.testing.assert_close(together[part.down], apart[part.down])
+    assert kept_count(1536, 0.1, "neurons") == 1382  # 153.6 rounds to 154
+    with pytest.raises(StructureError, match="removes all 4 neurons; lower it"):
+        kept_count(4, 0.95, "neurons")
+    with pytest.raises(StructureError, match="removes none of 3 neurons; raise it"):
+        kept_count(3, 0.1, "neurons")  # 0.3 rounds to 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -73,6 +70,33 @@ def test_neurons_that_do_nothing_are_the_ones_removed(
 
     again = apply(model, structure, config, context)
     assert again.shapes[field] == {"before": width, "after": left - left // 4}
+
+
+def test_a_pattern_is_named_as_long_as_it_holds(tiny_model: Path) -> None:
+    # keeps inputs 0 and 1 of every four, so 2:4; without inputs 2 and 3 the first four all stay
+    pattern = Constraint(mask_OI=torch.tensor([1, 1, 0, 0]).repeat(32, 12).bool(), pattern="2:4")
+    for axis, gone, holds in [(0, [2, 3], True), (1, [0, 1, 2, 3], True), (1, [2, 3, 6, 7], False)]:
+        model = load(str(tiny_model)).model
+        layer = feed_forwards(model)[0].down
+        kept = torch.tensor([i for i in range((32, 48)[axis]) if i not in gone])
+        constraints = {f"{layer}.weight": pattern}
+        cut_layer(model, layer, kept, axis, constraints)
+        assert constraints[f"{layer}.weight"].pattern == ("2:4" if holds else None), (axis, gone)
+
+
+def test_what_the_config_cannot_say_is_refused(tiny_model: Path) -> None:
+    model = load(str(tiny_model)).model
+    plan = blueprint(model, {"intermediate_size": 40})
+    first, second = feed_forwards(model)
+    narrow(model, first)
+    with pytest.raises(
+        StructureError, match=r"LlamaForCausalLM cannot express this cut .*expects shape .* the cut has"
+    ):
+        conform(model, plan, {"intermediate_size": 40})
+    assert model.config.intermediate_size == 48
+    narrow(model, second)
+    conform(model, plan, {"intermediate_size": 40})
+    assert model.get_submodule(first.down).in_features == model.config.intermediate_size == 40
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -45,9 +45,15 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "sft": Method("recoup.degrade.finetune", "Fine-tune on a narrow task: the rest is forgotten."),
-    "quantize": Method("recoup.degrade.quantize", "Round every linear layer of the blocks to an integer or NF4 grid."),
+    "quantize": Method(
+        "recoup.degrade.quantize", "Put every linear layer of the blocks on a grid: round, GPTQ or AWQ."
+    ),
     "magnitude": Method("recoup.degrade.magnitude", "Set the smallest weights of every linear layer to zero."),
+    "wanda": Method("recoup.degrade.wanda", "Set the weights that matter least to each output to zero."),
+    "sparsegpt": Method("recoup.degrade.sparsegpt", "Set weights to zero and update the others to make up for them."),
     "ffn_width": Method("recoup.degrade.ffn_width", "Remove the feed-forward neurons that matter least."),
+    "attention_heads": Method("recoup.degrade.attention_heads", "Remove the attention heads that matter least."),
+    "depth": Method("recoup.degrade.depth", "Remove whole blocks: those that change hidden states least."),
 }
 
 

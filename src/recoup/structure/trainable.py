@@ -106,7 +106,7 @@ class Scales(Trainable):
         self.tensors = {"scale": nn.Parameter(scale_OG.detach().clone())}
         groups_OGS = grouped(constraint.view_OI(weight.detach()), grid.group_size)
         self._grid, self._transposed = grid, constraint.transposed
-        self._units_OGS = groups_OGS / scale_OG[..., None]
+        self._units_OGS = (groups_OGS / scale_OG[..., None]).nan_to_num_(0.0)  # a block of zeros may have scale 0
 
     def pull(self, gradient: Tensor) -> None:
         """Sum over each group of dW · code."""

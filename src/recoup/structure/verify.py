@@ -24,6 +24,7 @@ class Verification:
     sparsity: float  # share of zeros among constrained weights
     bits_per_weight: float  # over every parameter, embeddings and head included
     size_bytes: int | None = None  # of the weights on disk, where they are
+    origin: str = ""  # where the structure is known from
 
     @property
     def exact(self) -> bool:

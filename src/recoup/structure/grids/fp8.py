@@ -61,7 +61,7 @@ class FP8Grid(Grid):
     @property
     def bits_per_weight(self) -> float:
         """Code bits, plus a 16-bit scale per group; scales per channel or tensor round to nothing."""
-        return CODE_BITS + (SCALE_BITS / self.group_size if self.group_size else 0)
+        return CODE_BITS + (SCALE_BITS / self.group_size if self.group_size else 0.0)
 
     def describe(self) -> str:
         """Such as `FP8 (E4M3), per channel`."""

@@ -20,9 +20,15 @@ from recoup.errors import StructureError, unknown_name
 from recoup.structure.grids.base import Grid, Parameters, WeightOI
 from recoup.structure.grids.gguf_legacy import BlockGrid
 from recoup.structure.grids.k_quants import GGUF_GRIDS, with_minimum, without_minimum
+from recoup.structure.grids.mxfp4 import MXFP4Grid
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+BLOCK_GRIDS: dict[str, type[Grid]] = {**GGUF_GRIDS, "mxfp4": MXFP4Grid}
 SC_OFFSET = {"q3_k": 32, "q6_k": 0}  # what is added to sc before it is stored; Q6_K stores two's complement
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])  # MXFP4's codes; the fourth bit is the sign
+MANTISSA_BITS = 23  # of a float32
+SMALLEST_E8M0 = 2.0**-127  # exponent 0, which as a float32 is no normal number
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Field:
     """Some bits of some integers, or a float16 (`width` 16).
 
     Attributes:
-        name: of the integers: `codes`, `sc`, `sc_m` (sc, then m), `packed` (their 6 bits in 12 bytes); or of the float16.
+        name: of the integers: `codes`, `sc`, `sc_m` (sc, then m), `packed` (their 6 bits in 12 bytes), `exponent`; or of
+            the float16.
         shift: lowest bit taken.
         width: bits taken.
         shape: blocks, parts and bytes that the integers are laid out in.
@@ -64,6 +71,7 @@ LAYOUTS: dict[str, tuple[Field, ...]] = {
     "q5_0": (Field("scale"), _FIFTH_BITS, _NIBBLES),
     "q5_1": (Field("scale"), Field("min"), _FIFTH_BITS, _NIBBLES),
     "q8_0": (Field("scale"), Field("codes", 0, 8, (1, 1, 32))),
+    "mxfp4": (Field("exponent", 0, 8), _NIBBLES),
     "q2_k": (Field("sc_m", 0, 4, (1, 2, 16)), _PAIRS, Field("d"), Field("dmin")),
     "q3_k": (
         Field("codes", 2, 1, (1, 8, 32)), _PAIRS, Field("sc", 0, 4, (1, 2, 8)), Field("sc", 4, 2, (1, 4, 4)), Field("d"),
@@ -82,9 +90,12 @@ def to_bytes(grid: Grid, weight_OI: WeightOI, parameters: Parameters) -> Bytes:
     Raises:
         StructureError: not a grid of llama.cpp, or the bytes would not give the weight bit for bit.
     """
-    if not isinstance(grid, BlockGrid):
+    if isinstance(grid, MXFP4Grid):
+        integers = _mxfp4_integers(weight_OI, parameters)
+    elif isinstance(grid, BlockGrid):
+        integers = _integers(grid, grid.codes(weight_OI, parameters), parameters)
+    else:
         raise StructureError(f"{grid.describe()} is not a block format of a GGUF file; known: {', '.join(LAYOUTS)}")
-    integers = _integers(grid, grid.codes(weight_OI, parameters), parameters)
     fields = [
         _halves(parameters[field.name]) if field.is_float else _pack(integers[field.name], field)
         for field in LAYOUTS[grid.format]
@@ -104,16 +115,37 @@ def from_bytes(format: str, data: Bytes) -> tuple[WeightOI, Parameters]:  # noqa
     """
     if format not in LAYOUTS:
         raise StructureError(unknown_name("llama.cpp format", format, LAYOUTS))
-    grid = GGUF_GRIDS[format]()
-    if data.shape[1] % grid.block_bytes:
-        raise StructureError(f"{format}: rows of {data.shape[1]} bytes, not a multiple of {grid.block_bytes}")
-    floats, integers = _read(format, data.reshape(len(data), -1, grid.block_bytes))
-    if not all(torch.isfinite(value).all() for value in floats.values()):
+    block_bytes = sum(field.num_bytes for field in LAYOUTS[format])
+    if data.shape[1] % block_bytes:
+        raise StructureError(f"{format}: rows of {data.shape[1]} bytes, not a multiple of {block_bytes}")
+    floats, integers = _read(format, data.reshape(len(data), -1, block_bytes))
+    weight_OI, parameters = _from_mxfp4(integers) if format == "mxfp4" else _weight(format, floats, integers)
+    if not torch.isfinite(weight_OI).all():
         raise StructureError(f"{format}: a scale in the file is NaN or infinite")
-    parameters = _parameters(format, floats, integers)
+    return weight_OI, parameters
+
+
+def _weight(format: str, floats: dict[str, Tensor], integers: dict[str, Bytes]) -> tuple[WeightOI, Parameters]:  # noqa: A002
+    grid, parameters = GGUF_GRIDS[format](), _parameters(format, floats, integers)
     codes = integers["codes"]
     codes_OGS = torch.from_numpy(codes.view(np.int8) if format == "q8_0" else codes).float() + _offset(grid)
     return grid.values(codes_OGS, parameters), parameters
+
+
+def _mxfp4_integers(weight_OI: WeightOI, parameters: Parameters) -> dict[str, Bytes]:
+    """Exponents as E8M0 stores them, which are a float32's own, and codes: magnitude, then sign."""
+    scale_OG = parameters["scale"]
+    units_OGS = weight_OI.float().reshape(*scale_OG.shape, -1) / scale_OG[..., None]
+    codes_OGS = torch.searchsorted(E2M1.to(units_OGS.device), units_OGS.abs()) + 8 * (units_OGS < 0)
+    exponent_OG1 = (scale_OG.view(torch.int32) >> MANTISSA_BITS)[..., None]
+    return {"exponent": _unsigned(exponent_OG1), "codes": _unsigned(codes_OGS)}
+
+
+def _from_mxfp4(integers: dict[str, Bytes]) -> tuple[WeightOI, Parameters]:
+    exponent_OG1, codes_OGS = (torch.from_numpy(integers[name]).int() for name in ("exponent", "codes"))
+    scale_OG1 = (exponent_OG1 << MANTISSA_BITS).view(torch.float32).clamp_min(SMALLEST_E8M0)
+    units_OGS = E2M1[codes_OGS & 7] * torch.where(codes_OGS > 7, -1.0, 1.0)  # noqa: PLR2004  three bits, then the sign
+    return (units_OGS * scale_OG1).flatten(1).add_(0.0), {"scale": scale_OG1[..., 0].contiguous()}
 
 
 def _offset(grid: BlockGrid) -> int:
@@ -128,7 +160,8 @@ def _integers(grid: BlockGrid, codes_OGS: Tensor, parameters: Parameters) -> dic
         sc_m = _unsigned(torch.cat([parameters["sc"], parameters["m"]], dim=-1))
         integers |= {"sc_m": sc_m, "packed": _pack_6_bits(sc_m) if grid.format != "q2_k" else sc_m}
     elif "sc" in parameters:
-        integers["sc"] = _unsigned(parameters["sc"].int() + SC_OFFSET[grid.format])
+        used_OG1 = parameters["d"][..., None] != 0  # all of an empty block is stored as 0, as llama.cpp does
+        integers["sc"] = _unsigned((parameters["sc"].int() + SC_OFFSET[grid.format]) * used_OG1)
         empty_OGB1 = (parameters["scale"] == 0).cpu().numpy()[..., None]
         blocked = integers["codes"].reshape(*integers["sc"].shape, -1)
         integers["codes"] = np.where(empty_OGB1, np.uint8(0), blocked).reshape(integers["codes"].shape)

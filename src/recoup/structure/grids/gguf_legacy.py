@@ -5,10 +5,9 @@
 
 Source: ggml-org/llama.cpp, ggml/src/ggml-quants.c, `quantize_row_q*_ref`; the Python twin is gguf/quants.py. Both pick codes
 with the scale as float32 computed it and store it as float16, so the parameters hold both: `scale` (and `min`) as stored,
-`pick_scale` (and `pick_min`) that codes are picked with. Weights fitted and projected here are theirs bit for bit, with one
-difference: where a block is so small (below float16's normal range) or so far from zero for its width that picking again
-would move a weight already on the grid, codes are picked with the stored values. They are then the nearest ones, and theirs
-are not.
+`pick_scale` (and `pick_min`) that codes are picked with. Weights fitted and projected here are theirs bit for bit. The one
+exception is a weight that already is on the stored grid: it stays, also where a block is so small (below float16's normal
+range) or so far from zero for its width that they would pick another code. Read from a file, both scales are the stored one.
 
 Shapes: O output width, I input width, G groups along the input, S group size.
 """
@@ -24,6 +23,7 @@ from torch import Tensor
 from recoup.errors import StructureError
 from recoup.structure.grids.base import FLOAT16, Grid, Parameters, WeightOI, check, grouped, half
 
+FLOAT32 = torch.finfo(torch.float32)
 PICK_MARGIN = 0.49  # of a code: a drift below half a code picks the same code again; the rest is for float32's rounding
 
 
@@ -78,36 +78,74 @@ class BlockGrid(Grid):
         return f"{name} needs inputs in blocks of {self.group_size}, not {inputs}; llama.cpp keeps such a weight in float16"
 
 
-class ScaledGrid(BlockGrid):
-    """w = scale · code."""
+class LegacyGrid(BlockGrid):
+    """Blocks of 32 with a float16 scale and, in some formats, a float16 minimum."""
 
     group_size = 32
-    trainable_scale: ClassVar[bool] = True
 
     @abstractmethod
-    def _scale(self, blocks_OGS: Float[Tensor, "O G S"]) -> Float[Tensor, "O G"]:
-        """The scale in float32."""
+    def _exact(self, blocks_OGS: Float[Tensor, "O G S"]) -> Parameters:
+        """The scale (and minimum), (O, G), in float32."""
 
     def fit(self, weight_OI: WeightOI) -> Parameters:
-        """Scales (O, G) from each block's weight of largest magnitude.
+        """Scale (and minimum), (O, G), from each block's extremes: as stored, and as codes are picked with.
 
         Raises:
-            StructureError: the inputs do not fit the blocks, or the weight holds NaN, infinity or more than float16 scales reach.
+            StructureError: the inputs do not fit the blocks, or the weight holds NaN or infinity.
         """
         check(weight_OI)
-        exact_OG = self._scale(self.blocks(weight_OI))
-        scale_OG = stored(exact_OG)
-        drift_OG = (scale_OG / exact_OG - 1).abs() * -self.low
-        return {"scale": scale_OG, "pick_scale": torch.where(drift_OG < PICK_MARGIN, exact_OG, scale_OG)}
+        exact = self._exact(self.blocks(weight_OI))
+        kept = {key: stored(value_OG) for key, value_OG in exact.items()}
+        return {**kept, **{f"pick_{key}": value_OG for key, value_OG in exact.items()}}
 
     def codes(self, weight_OI: WeightOI, parameters: Parameters) -> Float[Tensor, "O G S"]:
-        """Half a code rounds up, as the C code's truncation of code + 8.5 does."""
-        codes_OGS = self.blocks(weight_OI) * inverse(parameters["pick_scale"])[..., None]
-        return codes_OGS.add_(0.5 - self.low).floor_().add_(self.low).clamp_(self.low, self.high)
+        """Codes as llama.cpp picks them, and a weight that is on the stored grid keeps its own."""
+        blocks_OGS = self.blocks(weight_OI)
+        codes_OGS = self._pick(blocks_OGS, parameters["pick_scale"], parameters.get("pick_min"))
+        loose_OG = self._drift(parameters) >= PICK_MARGIN
+        if loose_OG.any():
+            own = {key: value_OG[loose_OG] for key, value_OG in parameters.items()}
+            nearest_NS = self._pick(blocks_OGS[loose_OG], own["scale"], own.get("min"))
+            on_grid_NS = self._value(nearest_NS.clone(), own) == blocks_OGS[loose_OG]
+            codes_OGS[loose_OG] = torch.where(on_grid_NS, nearest_NS, codes_OGS[loose_OG])
+        return codes_OGS
 
     def values(self, codes_OGS: Float[Tensor, "O G S"], parameters: Parameters) -> WeightOI:
-        """Scale times code; exact in float32 (11 + 8 bits)."""
-        return codes_OGS.mul_(parameters["scale"][..., None]).add_(0.0).flatten(1)  # −0 becomes 0
+        """Scale times code is exact in float32 (11 + 8 bits); adding the minimum rounds once."""
+        return self._value(codes_OGS, parameters).add_(0.0).flatten(1)  # −0 becomes 0
+
+    def _pick(
+        self, blocks: Float[Tensor, "*N S"], scale: Float[Tensor, "*N"], minimum: Float[Tensor, "*N"] | None
+    ) -> Float[Tensor, "*N S"]:
+        """Codes for these scales, rounded as the C code does and clamped to the range of codes."""
+        above = blocks if minimum is None else blocks - minimum[..., None]
+        return self._rounded(above * inverse(scale)[..., None]).clamp_(self.low, self.high)
+
+    def _rounded(self, codes: Float[Tensor, "*N S"]) -> Float[Tensor, "*N S"]:
+        """Half a code rounds up, as C's truncation of code + 8.5 does; overwrites `codes`."""
+        return codes.add_(0.5 - self.low).floor_().add_(self.low)
+
+    def _value(self, codes: Float[Tensor, "*N S"], parameters: Parameters) -> Float[Tensor, "*N S"]:
+        values = codes.mul_(parameters["scale"][..., None])
+        return values.add_(parameters["min"][..., None]) if "min" in parameters else values
+
+    def _drift(self, parameters: Parameters) -> Float[Tensor, "O G"]:
+        """How far, in codes, storing scales as float16 may move a weight from the code it was picked for."""
+        scale_OG, exact_OG = parameters["scale"], parameters["pick_scale"]
+        drift_OG = (scale_OG / exact_OG - 1).abs() * max(self.high, -self.low)
+        if "min" in parameters:
+            drift_OG += (parameters["min"] - parameters["pick_min"]).abs() / exact_OG
+        return drift_OG
+
+
+class ScaledGrid(LegacyGrid):
+    """w = scale · code."""
+
+    trainable_scale: ClassVar[bool] = True
+
+    def _exact(self, blocks_OGS: Float[Tensor, "O G S"]) -> Parameters:
+        """The weight of largest magnitude gets the lowest code, so the scale has the other sign."""
+        return {"scale": quotient(extreme(blocks_OGS), self.low)}
 
     def rescaled(self, parameters: Parameters, scale_OG: Tensor) -> Parameters:
         """Other scales, as normal float16 numbers; none changes its sign, since that would turn every weight of a block."""
@@ -116,40 +154,14 @@ class ScaledGrid(BlockGrid):
         return {"scale": scale_OG, "pick_scale": scale_OG}
 
 
-class MinimumGrid(BlockGrid):
-    """w = scale · code + min, with codes from 0."""
+class MinimumGrid(LegacyGrid):
+    """w = scale · code + min, with codes from 0: the smallest weight of a block gets code 0, the largest the highest."""
 
-    group_size = 32
     low: ClassVar[int] = 0
 
-    def fit(self, weight_OI: WeightOI) -> Parameters:
-        """Scale and minimum (O, G) from each block's extremes.
-
-        Raises:
-            StructureError: the inputs do not fit the blocks, or the weight holds NaN, infinity or more than float16 scales reach.
-        """
-        check(weight_OI)
-        blocks_OGS = self.blocks(weight_OI)
-        min_OG = blocks_OGS.amin(-1)
-        exact_OG = (blocks_OGS.amax(-1) - min_OG) / self.high
-        scale_OG, stored_min_OG = stored(exact_OG), stored(min_OG)
-        drift_OG = (scale_OG / exact_OG - 1).abs() * self.high + (stored_min_OG - min_OG).abs() / exact_OG
-        steady_OG = drift_OG < PICK_MARGIN
-        return {
-            "scale": scale_OG,
-            "min": stored_min_OG,
-            "pick_scale": torch.where(steady_OG, exact_OG, scale_OG),
-            "pick_min": torch.where(steady_OG, min_OG, stored_min_OG),
-        }
-
-    def codes(self, weight_OI: WeightOI, parameters: Parameters) -> Float[Tensor, "O G S"]:
-        """Half a code rounds up, as the C code's truncation of code + 0.5 does."""
-        codes_OGS = self.blocks(weight_OI) - parameters["pick_min"][..., None]
-        return codes_OGS.mul_(inverse(parameters["pick_scale"])[..., None]).add_(0.5).floor_().clamp_(0, self.high)
-
-    def values(self, codes_OGS: Float[Tensor, "O G S"], parameters: Parameters) -> WeightOI:
-        """Scale times code is exact in float32; adding the minimum rounds once."""
-        return codes_OGS.mul_(parameters["scale"][..., None]).add_(parameters["min"][..., None]).add_(0.0).flatten(1)
+    def _exact(self, blocks_OGS: Float[Tensor, "O G S"]) -> Parameters:
+        low_OG = blocks_OGS.amin(-1)
+        return {"scale": quotient(blocks_OGS.amax(-1) - low_OG, self.high), "min": low_OG}
 
 
 @dataclass(frozen=True)
@@ -161,9 +173,6 @@ class Q40Grid(ScaledGrid):
     low: ClassVar[int] = -8
     high: ClassVar[int] = 7
 
-    def _scale(self, blocks_OGS: Float[Tensor, "O G S"]) -> Float[Tensor, "O G"]:
-        return extreme(blocks_OGS) / self.low
-
 
 @dataclass(frozen=True)
 class Q50Grid(ScaledGrid):
@@ -173,9 +182,6 @@ class Q50Grid(ScaledGrid):
     block_bytes: ClassVar[int] = 22
     low: ClassVar[int] = -16
     high: ClassVar[int] = 15
-
-    def _scale(self, blocks_OGS: Float[Tensor, "O G S"]) -> Float[Tensor, "O G"]:
-        return extreme(blocks_OGS) / self.low
 
 
 @dataclass(frozen=True)
@@ -187,14 +193,13 @@ class Q80Grid(ScaledGrid):
     low: ClassVar[int] = -128
     high: ClassVar[int] = 127
 
-    def _scale(self, blocks_OGS: Float[Tensor, "O G S"]) -> Float[Tensor, "O G"]:
-        return blocks_OGS.abs().amax(-1) / self.high
+    def _exact(self, blocks_OGS: Float[Tensor, "O G S"]) -> Parameters:
+        return {"scale": quotient(blocks_OGS.abs().amax(-1), self.high)}
 
-    def codes(self, weight_OI: WeightOI, parameters: Parameters) -> Float[Tensor, "O G S"]:
+    def _rounded(self, codes: Float[Tensor, "*N S"]) -> Float[Tensor, "*N S"]:
         """Half a code rounds away from zero, as C's `roundf` does."""
-        codes_OGS = self.blocks(weight_OI) * inverse(parameters["pick_scale"])[..., None]
-        whole_OGS = codes_OGS.trunc()
-        return codes_OGS.sub_(whole_OGS).mul_(2).trunc_().add_(whole_OGS).clamp_(self.low, self.high)
+        whole = codes.trunc()
+        return codes.sub_(whole).mul_(2).trunc_().add_(whole)
 
 
 @dataclass(frozen=True)
@@ -220,19 +225,18 @@ def extreme(blocks_OGS: Float[Tensor, "*N S"]) -> Float[Tensor, "*N"]:
     return blocks_OGS.gather(-1, blocks_OGS.abs().argmax(-1, keepdim=True)).squeeze(-1)
 
 
+def quotient(dividend: Tensor | int, divisor: Tensor | int) -> Tensor:
+    """Divided as C divides. `/` on a tensor and a plain number may multiply by an inverse instead, which rounds twice."""
+    device = dividend.device if isinstance(dividend, Tensor) else None
+    device = divisor.device if isinstance(divisor, Tensor) else device
+    return torch.as_tensor(dividend, device=device) / torch.as_tensor(divisor, device=device)
+
+
 def inverse(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 for a scale of 0."""
-    return torch.where(scale == 0, 0.0, 1 / scale)
+    """1 / scale, and 0 for a scale of 0 or too small for an inverse."""
+    return torch.where(scale.abs() < FLOAT32.smallest_normal, 0.0, 1 / scale)
 
 
 def stored(scale: Tensor) -> Tensor:
-    """As float16 stores it, in float32.
-
-    Raises:
-        StructureError: more than float16 can hold.
-    """
-    if (scale.abs() > FLOAT16.max).any():
-        raise StructureError(
-            f"a weight needs a scale of {scale.abs().max():.3g}; llama.cpp's formats hold {FLOAT16.max:g}"
-        )
-    return scale.to(torch.float16).float()
+    """As float16 stores it, in float32; beyond its range the largest it has, where llama.cpp would write infinity."""
+    return scale.clamp(-FLOAT16.max, FLOAT16.max).to(torch.float16).float()

@@ -58,7 +58,7 @@ class IntegerGrid(Grid):
     def bits_per_weight(self) -> float:
         """Code bits, plus a 16-bit scale and a code-sized zero point per group; per-channel scales round to nothing."""
         overhead = SCALE_BITS + (0 if self.symmetric else self.bits)
-        return self.bits + (overhead / self.group_size if self.group_size else 0)
+        return self.bits + (overhead / self.group_size if self.group_size else 0.0)
 
     def describe(self) -> str:
         """Such as `int3, groups of 64, symmetric`."""

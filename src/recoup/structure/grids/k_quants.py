@@ -9,7 +9,7 @@ given no importance matrix; the order of float32 operations is theirs, so weight
 blocks (`k_search`). Parameters: `d` (O, G), `sc` (O, G, B), with a minimum also `dmin` and `m`, and their products `scale`
 and `min` (O, G, B) as weights use them.
 
-Scales are searched, which takes a thousand times longer than projecting, so they are fitted once and stay while weights
+Scales are searched, which takes some eighty times as long as projecting, so they are fitted once and stay while weights
 train.
 
 Shapes: O output width, I input width, G super-blocks along the input, B sub-blocks in one, S weights in a super-block.
@@ -34,6 +34,7 @@ from recoup.structure.grids.gguf_legacy import (
     Q80Grid,
     extreme,
     inverse,
+    quotient,
     stored,
 )
 from recoup.structure.grids.k_search import (
@@ -62,10 +63,10 @@ class SuperBlockGrid(BlockGrid):
     sub_blocks: ClassVar[int]
 
     def fit(self, weight_OI: WeightOI) -> Parameters:
-        """Scales (and minima) as llama-quantize finds them; seconds per hundred million weights.
+        """Scales (and minima) as llama-quantize finds them; about a fifth of a second per million weights on one core.
 
         Raises:
-            StructureError: the inputs do not fit the blocks, or the weight holds NaN, infinity or more than float16 scales reach.
+            StructureError: the inputs do not fit the blocks, or the weight holds NaN or infinity.
         """
         check(weight_OI)
         blocks_OGS = self.blocks(weight_OI)
@@ -126,17 +127,18 @@ class MinimumKGrid(SuperBlockGrid):
 
     def _stored_integers(self, scale_OGB: Float[Tensor, "O G B"]) -> tuple[Tensor, Tensor]:
         """The super-block's float16 scale, and each sub-block's in units of it; rounded with the scale as float32 has it."""
-        largest_OG = scale_OGB.amax(-1).clamp_min(0)
-        units_OGB = (self.scale_top / largest_OG)[..., None] * scale_OGB
+        largest_OG = scale_OGB.amax(-1).clamp_min(0).add(0.0)  # −0, of a zero minimum, becomes 0
+        units_OGB = quotient(self.scale_top, largest_OG)[..., None] * scale_OGB
         units_OGB = torch.where(largest_OG[..., None] > GROUP_MAX_EPS, units_OGB, 0.0)
-        return stored(largest_OG / self.scale_top), units_OGB.round().clamp(0, self.scale_top).to(torch.uint8)
+        return stored(quotient(largest_OG, self.scale_top)), units_OGB.round().clamp(0, self.scale_top).to(torch.uint8)
 
     def _importance(self, x_SN: Float[Tensor, "S N"]) -> Float[Tensor, "S N"]:
         """Weights of the error: root mean square plus magnitude."""
         squares_N = x_SN[0] * x_SN[0]
         for x_N in x_SN[1:]:
             squares_N += x_N * x_N
-        return (squares_N / len(x_SN)).sqrt() + x_SN.abs()
+        # by way of float64, since the square root of a float32 tensor is not always the nearest float32
+        return (squares_N / len(x_SN)).double().sqrt().float() + x_SN.abs()
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class SymmetricKGrid(SuperBlockGrid):
         scale_OGB = in_chunks(self._search, x_SN).view(shape)
         largest_OG = extreme(scale_OGB)
         largest_OG = torch.where(largest_OG.abs() < GROUP_MAX_EPS, 0.0, largest_OG)
-        unit_OG = self.scale_low * inverse(largest_OG)
+        unit_OG = torch.where(largest_OG == 0, 0.0, quotient(self.scale_low, largest_OG))
         sc_OGB = (unit_OG[..., None] * scale_OGB).round().clamp(self.scale_low, -self.scale_low - 1)
         return without_minimum(stored(inverse(unit_OG)), sc_OGB.to(torch.int8))
 

@@ -4,7 +4,7 @@ Each is a function of one `make_*_quants` of ggml-org/llama.cpp, ggml/src/ggml-q
 the extremes give, keep the one with the smallest weighted error. Their results decide which bytes are written, so
 operations follow the C code's order in float32, sums over a sub-block run element by element, and nothing is fused. Where
 we differ: a quotient beyond 2²² is clamped to the range of codes, where C's trick for rounding returns garbage; and inputs
-below 1e-30, which no float16 scale can tell from 0, are taken as 0 so that nothing overflows.
+below 1e-30, which no float16 scale can tell from 0, are taken as 0, and those beyond 1e9 as 1e9, so that nothing overflows.
 
 Shapes: S weights of a sub-block (first, so that sums by element are sums of rows), N sub-blocks.
 """
@@ -16,8 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recoup.structure.grids.gguf_legacy import extreme, quotient
+
 TINY = 1e-30  # below it squares and inverses leave float32's range
 GROUP_MAX_EPS = 1e-15  # ggml-quants.c: a group whose largest magnitude is smaller counts as all zero
+HUGE = 1e9  # more than any float16 scale reaches: 65504 · 128 · 32; beyond it sums of cubes overflow
 CHUNK = 8192  # sub-blocks searched together, so that the working set stays in a core's cache
 SYMMETRIC_STEPS = tuple(step for step in range(-9, 10) if step)
 REFINEMENTS = 5
@@ -46,7 +49,7 @@ class MinimumSearch:
 
 def in_chunks(function: Callable[[Tensor], Tensor], x_SN: SubBlocks) -> Tensor:
     """`function` on `CHUNK` sub-blocks at a time; results are joined along their last axis."""
-    clean_SN = torch.where(x_SN.abs() < TINY, 0.0, x_SN)
+    clean_SN = torch.where(x_SN.abs() < TINY, 0.0, x_SN.clamp(-HUGE, HUGE))
     return torch.cat([function(chunk_SN.contiguous()) for chunk_SN in clean_SN.split(CHUNK, dim=1)], dim=-1)
 
 
@@ -59,7 +62,7 @@ def scale_and_minimum(x_SN: SubBlocks, weight_SN: SubBlocks, search: MinimumSear
     high_N, low_N = x_SN.amax(0), x_SN.amin(0).clamp_max(0)
     flat_N = high_N == low_N
     sums = _ordered_sum(weight_SN), _ordered_sum(weight_SN * x_SN)
-    inverse_N = search.top / (high_N - low_N)
+    inverse_N = quotient(search.top, high_N - low_N)
     scale_N = 1 / inverse_N
     codes_SN = ((x_SN - low_N) * inverse_N).round_().clamp_(0, search.top)
     best_N = _error(x_SN, weight_SN, (scale_N * codes_SN).add_(low_N), search.absolute)
@@ -77,7 +80,7 @@ def scale_and_minimum(x_SN: SubBlocks, weight_SN: SubBlocks, search: MinimumSear
 
 def symmetric_scale(x_SN: SubBlocks, top: int) -> PerBlock:
     """Scale, with a sign, of the symmetric codes −top to top − 1 with the least error weighted by x² (`make_qx_quants`)."""
-    extreme_N = _extreme(x_SN)
+    extreme_N = extreme(x_SN.T)
     zero_N = extreme_N.abs() < GROUP_MAX_EPS
     square_SN = x_SN * x_SN
     cube_SN = square_SN * x_SN
@@ -86,7 +89,7 @@ def symmetric_scale(x_SN: SubBlocks, top: int) -> PerBlock:
         codes_SN = (inverse_N * x_SN).round_().clamp_(-top, top - 1)
         return _ordered_sum(cube_SN * codes_SN), _ordered_sum((square_SN * codes_SN).mul_(codes_SN))
 
-    cross_N, power_N = sums(-top / extreme_N)
+    cross_N, power_N = sums(quotient(-top, extreme_N))
     scale_N = torch.where(power_N != 0, cross_N / power_N, 0.0)
     best_N = scale_N * cross_N
     for step in SYMMETRIC_STEPS:
@@ -99,11 +102,11 @@ def symmetric_scale(x_SN: SubBlocks, top: int) -> PerBlock:
 
 def refined_scale(x_SN: SubBlocks, top: int) -> PerBlock:
     """As `symmetric_scale`, but codes are improved one at a time while the fit gets better (`make_q3_quants`)."""
-    extreme_N = _extreme(x_SN)
+    extreme_N = extreme(x_SN.T)
     zero_N = extreme_N.abs() < GROUP_MAX_EPS
     square_SN = x_SN * x_SN
     cube_SN = square_SN * x_SN
-    codes_SN = (-top / extreme_N * x_SN).round_().clamp_(-top, top - 1)
+    codes_SN = (quotient(-top, extreme_N) * x_SN).round_().clamp_(-top, top - 1)
     cross_N, power_N = _ordered_sum(cube_SN * codes_SN), _ordered_sum(square_SN * codes_SN * codes_SN)
     for _ in range(REFINEMENTS):
         for x_N, square_N, cube_N, code_N in zip(x_SN, square_SN, cube_SN, codes_SN, strict=True):
@@ -148,8 +151,3 @@ def _ordered_sum(x_SN: SubBlocks) -> PerBlock:
     for x_N in x_SN[1:]:
         total_N += x_N
     return total_N
-
-
-def _extreme(x_SN: SubBlocks) -> PerBlock:
-    """The number of largest magnitude, with its sign; the first of equals."""
-    return x_SN.gather(0, x_SN.abs().argmax(0, keepdim=True))[0]

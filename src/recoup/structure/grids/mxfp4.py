@@ -17,9 +17,8 @@ from typing import ClassVar
 import torch
 
 from recoup.structure.grids.base import Grid, Parameters, WeightOI, check
-from recoup.structure.grids.fp4 import check_group_size, fixed_groups, round_e2m1
+from recoup.structure.grids.fp4 import fixed_groups, round_e2m1
 
-GROUP = 32
 CODE_BITS, SCALE_BITS = 4, 8
 E2M1_EXPONENT = 2  # of the largest code, 6 = 1.5 · 2²
 E8M0_EXPONENTS = (-127, 127)
@@ -27,22 +26,15 @@ E8M0_EXPONENTS = (-127, 127)
 
 @dataclass(frozen=True)
 class MXFP4Grid(Grid):
-    """E2M1 codes and a power-of-two scale per 32 inputs.
+    """E2M1 codes and a power-of-two scale per 32 inputs."""
 
-    Raises:
-        StructureError: another group size than 32.
-    """
-
-    group_size: int = GROUP
     format: ClassVar[str] = "mxfp4"
-
-    def __post_init__(self) -> None:
-        check_group_size(self.group_size, GROUP, "MXFP4")
+    group_size = 32
 
     def fit(self, weight_OI: WeightOI) -> Parameters:
         """Scale (O, G): a power of two; the smallest, 2^-127, for a group of zeros."""
         check(weight_OI)
-        absmax_OG = fixed_groups(weight_OI, GROUP, "MXFP4").abs().amax(-1)
+        absmax_OG = fixed_groups(weight_OI, self.group_size, "MXFP4").abs().amax(-1)
         # in float64 and then rounded, so that every device finds the same exponent; log2(0) = −inf is clamped
         exponent_OG = torch.log2(absmax_OG.double()).float().floor() - E2M1_EXPONENT
         return {"scale": torch.exp2(exponent_OG.clamp(*E8M0_EXPONENTS).double()).float()}
@@ -50,14 +42,14 @@ class MXFP4Grid(Grid):
     def project(self, weight_OI: WeightOI, parameters: Parameters) -> WeightOI:
         """Round to the nearest code; halfway, to the smaller one."""
         scale_OG1 = parameters["scale"][..., None]
-        codes_OGS = round_e2m1(fixed_groups(weight_OI, GROUP, "MXFP4") / scale_OG1, halfway="to_zero")
+        codes_OGS = round_e2m1(fixed_groups(weight_OI, self.group_size, "MXFP4") / scale_OG1, halfway="to_zero")
         return codes_OGS.mul_(scale_OG1).view_as(weight_OI).add_(0.0)  # −0 becomes 0
 
     @property
     def bits_per_weight(self) -> float:
         """Four bits, and an 8-bit exponent per group: 4.25."""
-        return CODE_BITS + SCALE_BITS / GROUP
+        return CODE_BITS + SCALE_BITS / self.group_size
 
     def describe(self) -> str:
         """`MXFP4, groups of 32`."""
-        return f"MXFP4, groups of {GROUP}"
+        return f"MXFP4, groups of {self.group_size}"

@@ -3,10 +3,12 @@
 Blocks run in storage order. Where the block size divides the inputs, as in every common model, blocks are groups of a row
 and scales are laid out (O, G); else they run over row ends and scales are a flat list. Codes, absmax and values agree bit for
 bit with bitsandbytes 0.50 in float32 (`quantize_4bit` and `dequantize_4bit`): codes are picked with the reciprocal of absmax
-(a short last block: by division), and halfway between two codes the lower one wins. Of 16-bit weights it takes the same codes
-and absmax, and rounds the values it gives back to 16 bits, which we do not. A block of zeros gets the scale 1 where
-bitsandbytes stores 0, so that a scale can always be divided by. (Where rows are no multiple of the block size but of 16, its
-AVX512 kernel takes the scales of other blocks, `csrc/cpu_ops.cpp`; we give what its quantizer and its PyTorch code mean.)
+(a short last block: by division), and halfway between two codes the lower one wins. We differ where
+
+- weights have 16 bits: it takes the same codes and absmax, but rounds what it gives back to 16 bits;
+- a block holds zeros, or nothing above 1e-38: the scale is 1, not 0, so that a scale can always be divided by;
+- rows are a multiple of 16 but not of the block size: its AVX512 kernel (`csrc/cpu_ops.cpp`, 0.50.2) then takes scales of
+  other blocks. We give what its quantizer and its PyTorch code mean.
 
 Double quantization (section 3): absmax less its mean is itself rounded to 8 bits in blocks of 256, and the scale is what comes
 back. bitsandbytes picks codes with absmax as it was, so `fit` keeps that too; a weight on the grid already keeps its codes.
@@ -34,8 +36,9 @@ NF4_CODES = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 ABSMAX_BLOCK = 256  # absmax values that share one second-level scale (QLoRA, section 3)
-TINY = 1e-38  # bitsandbytes takes the reciprocal of no smaller absmax, which would overflow
+TINY = 1e-38  # bitsandbytes takes the reciprocal of no smaller absmax; weights that small count as zeros here
 DECADES = 7  # of the 8-bit dynamic map
+CELLS = 16  # a unit; middles between codes are 0.08 apart at least, and 0.0016 from an edge
 LOOKUP_STEPS = 65535  # steps from −1 to 1 in the CPU kernel's table
 
 
@@ -53,6 +56,21 @@ def unpack_nf4(packed: UInt8[Tensor, "*shape"], count: int) -> UInt8[Tensor, " c
     """The first `count` codes of bytes packed by `pack_nf4`."""
     flat = packed.flatten()
     return torch.stack([flat >> 4, flat & 0xF], dim=1).flatten()[:count]
+
+
+def nearest_codes(normal: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Which of the 16 codes is nearest; halfway, the lower.
+
+    The line from −1 to 1 is cut into cells so small that each holds one middle between codes at most: the cell says which
+    code is the lowest possible, and one comparison the rest. (A binary search, `torch.bucketize`, takes several times as long.)
+    """
+    middles = _middles(torch.tensor(NF4_CODES, device=normal.device))
+    edges = torch.arange(2 * CELLS + 1, device=normal.device) / CELLS - 1
+    lowest = torch.bucketize(edges, middles, out_int32=True)
+    flat = normal.flatten()
+    low = lowest.index_select(0, flat.clamp(-1, 1).add_(1).mul_(CELLS).int())
+    above = torch.nn.functional.pad(middles, (0, 1), value=torch.inf).index_select(0, low)
+    return (low + (flat > above)).to(torch.uint8).view(normal.shape)
 
 
 @cache
@@ -96,7 +114,7 @@ def quantize_absmax(
     normal = (blocks_NS * (1 / scale_N.where(scale_N > 0, 1.0))[:, None]).flatten()[: len(flat)].clamp(-1, 1)
     looked_up = ((normal + 1) * 0.5 * LOOKUP_STEPS + 0.5).floor() * 2 / LOOKUP_STEPS - 1
     values = dynamic_map().to(absmax.device)
-    codes = _nearest(looked_up, values)
+    codes = torch.bucketize(looked_up, _middles(values), out_int32=True).to(torch.uint8)
     zero_block = (scale_N == 0).repeat_interleave(ABSMAX_BLOCK)[: len(flat)]
     return codes.where(~zero_block, 0).view(absmax.shape), scale_N, offset
 
@@ -121,35 +139,34 @@ class NF4Grid(Grid):
         absmax = _blocks(weight_OI.float().flatten(), self.group_size).abs().amax(-1)
         absmax = absmax if inputs % self.group_size else absmax.view(outputs, -1)
         if not self.double_quantized:
-            return {"scale": torch.where(absmax > 0, absmax, 1.0)}
+            return {"scale": torch.where(absmax < TINY, 1.0, absmax)}
         parameters = _double_quantized(absmax)
         # what is scaled by 0 comes back as zeros, and an infinite absmax picks the code of zero beside a scale of 1
-        lost = parameters["scale"] == 0
+        lost = parameters["scale"].abs() < TINY
         return {**parameters, "scale": parameters["scale"].where(~lost, 1.0), "absmax": absmax.where(~lost, torch.inf)}
 
     def project(self, weight_OI: WeightOI, parameters: Parameters) -> WeightOI:
         """Nearest of the 16 codes, times the block's scale."""
         codes = self.codes(weight_OI, parameters)
-        values = _code_values(codes.device)[_blocks(codes.flatten(), self.group_size).int()]
-        values *= parameters["scale"].reshape(-1, 1)
-        return values.flatten()[: codes.numel()].view_as(weight_OI).add_(0.0)  # a negative scale makes −0 of 0
+        values_GS = _blocks(_values(codes).flatten(), self.group_size)
+        values_GS *= parameters["scale"].reshape(-1, 1)
+        return values_GS.flatten()[: codes.numel()].view_as(weight_OI).add_(0.0)  # a negative scale makes −0 of 0
 
     def codes(self, weight_OI: WeightOI, parameters: Parameters) -> UInt8[Tensor, "O I"]:
         """Which of the 16 codes each weight takes."""
         weight_GS = _blocks(weight_OI.float().flatten(), self.group_size)
         short = weight_OI.numel() % self.group_size > 0
         scale_G1 = parameters["scale"].reshape(-1, 1)
-        values = _code_values(weight_OI.device)
-        codes_GS = _nearest(_normal(weight_GS, scale_G1, short), values)
+        codes_GS = nearest_codes(_normal(weight_GS, scale_G1, short))
         if "absmax" in parameters:
-            kept_GS = values[codes_GS.int()] * scale_G1 == weight_GS
-            with_absmax_GS = _nearest(_normal(weight_GS, parameters["absmax"].reshape(-1, 1), short), values)
+            kept_GS = _values(codes_GS) * scale_G1 == weight_GS
+            with_absmax_GS = nearest_codes(_normal(weight_GS, parameters["absmax"].reshape(-1, 1), short))
             codes_GS = torch.where(kept_GS, codes_GS, with_absmax_GS)
         return codes_GS.flatten()[: weight_OI.numel()].view(weight_OI.shape)
 
     def rescaled(self, parameters: Parameters, scale_OG: Tensor) -> Parameters:
         """Other scales, positive, and double-quantized where these are."""
-        scale_OG = scale_OG.clamp_min(torch.finfo(torch.float32).smallest_normal)
+        scale_OG = scale_OG.clamp_min(TINY)
         return _double_quantized(scale_OG) if self.double_quantized else {**parameters, "scale": scale_OG}
 
     @property
@@ -170,8 +187,9 @@ def _double_quantized(absmax: Tensor) -> Parameters:
     return {"scale": scale, "absmax_codes": codes, "absmax_scale": scale_N, "absmax_offset": offset}
 
 
-def _code_values(device: torch.device) -> Float[Tensor, "16"]:
-    return torch.tensor(NF4_CODES, device=device)
+def _values(codes: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """What the 16 codes stand for."""
+    return torch.tensor(NF4_CODES, device=codes.device).index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 def _blocks(flat: Tensor, size: int) -> Tensor:
@@ -179,15 +197,14 @@ def _blocks(flat: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
+def _middles(values: Float[Tensor, " V"]) -> Float[Tensor, " V-1"]:
+    return (values[1:] + values[:-1]) / 2
+
+
 def _normal(weight_GS: Tensor, scale_G1: Tensor, short: bool) -> Tensor:
     """Weights over their scales, in bitsandbytes' operations: times the reciprocal, but a short last block by division."""
-    scale_G1 = torch.where(scale_G1.abs() < TINY, TINY, scale_G1)
+    scale_G1 = torch.where(scale_G1.abs() < TINY, 1.0, scale_G1)
     normal_GS = weight_GS * (1 / scale_G1)
     if short:
         normal_GS[-1] = weight_GS[-1] / scale_G1[-1]
     return normal_GS
-
-
-def _nearest(normal: Tensor, values: Tensor) -> UInt8[Tensor, "..."]:
-    """Which of the ascending `values` is nearest; halfway, the lower."""
-    return torch.bucketize(normal, (values[1:] + values[:-1]) / 2, out_int32=True).to(torch.uint8)

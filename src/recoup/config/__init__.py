@@ -1,0 +1,47 @@
+"""The frozen configuration tree of a run. Imports no torch, so `--dry-run` and the report start at once.
+
+Every field says what it is, with its unit and, where a paper has one, its symbol. Choices are words. A combination that
+cannot work fails here, before anything is loaded. `config_file.py` reads the YAML and the `key=value` overrides.
+"""
+
+from recoup.config.degrade import (
+    SFT,
+    AttentionHeads,
+    Calibrated,
+    Degrade,
+    Depth,
+    FFNWidth,
+    Format,
+    Magnitude,
+    Quantize,
+    Sparse,
+    SparseGPT,
+    Wanda,
+)
+from recoup.config.recover import Bootstrap, Divergence, Recover, Rollout, Term, Train
+from recoup.config.run import Diagnose, Evaluate, Export, RunConfig
+
+__all__ = [
+    "SFT",
+    "AttentionHeads",
+    "Bootstrap",
+    "Calibrated",
+    "Degrade",
+    "Depth",
+    "Diagnose",
+    "Divergence",
+    "Evaluate",
+    "Export",
+    "FFNWidth",
+    "Format",
+    "Magnitude",
+    "Quantize",
+    "Recover",
+    "Rollout",
+    "RunConfig",
+    "Sparse",
+    "SparseGPT",
+    "Term",
+    "Train",
+    "Wanda",
+]

@@ -1,0 +1,104 @@
+"""A whole run, and the stages that are not an injury or a repair."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from recoup.config.degrade import Degrade
+from recoup.config.node import Node, NonNegative
+from recoup.config.recover import Recover
+
+
+class Diagnose(Node):
+    """What was lost, per token and per layer."""
+
+    prompts: str = Field("self", description="Held-out prompts: `self`, a JSONL/text file, or `hub:NAME`.")
+    num_prompts: PositiveInt = Field(32, description="Prompts; the reference writes a completion to each.")
+    max_tokens: PositiveInt = Field(64, description="Completion length, tokens.")
+
+
+class Evaluate(Node):
+    """Benchmarks, the papers' tasks, and fidelity to the reference."""
+
+    tasks: tuple[str, ...] = Field(
+        ("hellaswag", "arc_easy", "piqa"), description="lm-eval task names, or `tooluse`, `science`."
+    )
+    limit: PositiveInt | None = Field(None, description="Items per task, chosen by the seed; all when null.")
+    batch_tokens: PositiveInt = Field(8192, description="Tokens per forward pass, pads included.")
+    data: str | None = Field(
+        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+    )
+    fidelity_prompts: str = Field("self", description="Held-out prompts for fidelity, never those trained on.")
+    num_fidelity_prompts: PositiveInt = Field(
+        64, description="Held-out prompts; the reference writes a completion to each."
+    )
+    fidelity_tokens: PositiveInt = Field(64, description="Length of those completions, tokens.")
+    num_bootstrap: PositiveInt = Field(2000, description="Paired bootstrap resamples for the 95% intervals.")
+    reference: str | None = Field(
+        None,
+        description="What is compared with: `model`, or the type of a degrade step. Null: the state before the last injury.",
+    )
+
+
+class Export(Node):
+    """A model in the format of the program that runs it, read back by that program before it is kept."""
+
+    to: Literal["safetensors", "compressed-tensors", "gguf"] = Field(
+        "safetensors",
+        description="Plain floating point for transformers; packed codes for vLLM and transformers; or llama.cpp's format.",
+    )
+    dtype: Literal["float32", "float16", "bfloat16", "q8_0"] | None = Field(
+        None,
+        description="Type of the weights that lie on no grid of the target; safetensors: of all. Null: float32; gguf: float16.",
+    )
+    max_kl_nats: PositiveFloat | None = Field(
+        None,
+        description="Refuse an export whose mean token KL from the trained model is larger. Null: 0.01; read by llama.cpp: 0.02.",
+    )
+
+    @model_validator(mode="after")
+    def _q8_0_is_a_gguf_type(self) -> "Export":
+        if self.dtype == "q8_0" and self.to != "gguf":
+            raise ValueError(f"dtype q8_0 is a GGUF type, and {self.to} does not hold it; use float16, or to: gguf")
+        return self
+
+
+class RunConfig(Node):
+    """A whole run: damage → diagnose → recover → evaluate → report."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = Field(description="Name of the run and of its folder.")
+    model: str = Field(
+        "embedded",
+        description="The undamaged model: folder, hub id[@revision], GGUF file, PEFT adapter folder, or `embedded`.",
+    )
+    student: str | None = Field(None, description="A damaged model you already have; then `degrade` stays empty.")
+    chat_template: Path | Literal["plain"] | None = Field(
+        None, description="Jinja file for a model without one; `plain` sends the text as it is."
+    )
+    seed: NonNegative = Field(0, description="Seeds every random choice of the run.")
+    degrade: tuple[Degrade, ...] = Field((), description="Injuries, in order.")
+    diagnose: Diagnose = Field(Diagnose(), description="Diagnosis before and after.")
+    recover: Recover = Field(Recover(), description="The repair.")
+    evaluate: Evaluate = Field(Evaluate(), description="The proof.")
+
+    @model_validator(mode="after")
+    def _one_damaged_model(self) -> "RunConfig":
+        if bool(self.degrade) == (self.student is not None):
+            raise ValueError(
+                "give exactly one of `degrade` (recoup makes the damage) and `student` (you have a damaged model)"
+            )
+        types = [step.type for step in self.degrade]
+        if len(set(types)) != len(types):
+            raise ValueError(f"degrade lists {types}; each type may stand once, since steps are named by type")
+        known = {"model", *types}
+        if self.evaluate.reference is not None and self.evaluate.reference not in known:
+            raise ValueError(
+                f"evaluate.reference {self.evaluate.reference!r} is not a state of this run; known: {', '.join(sorted(known))}"
+            )
+        return self
+
+    @property
+    def before_last_injury(self) -> str:
+        """Name of the state that was damaged last: the default teacher and the default reference."""
+        return self.degrade[-2].type if len(self.degrade) > 1 else "model"
