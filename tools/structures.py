@@ -34,11 +34,11 @@ RECORDS, WORK = ROOT / "results" / "structures", ROOT / "runs" / "structures"
 TASKS = ("arc_easy", "sciq")
 NUM_ITEMS, NUM_HELD_OUT, HELD_OUT_TOKENS = 100, 24, 32
 REPAIR: dict[str, Any] = {
-    "steps": 8, "batch_size": 16, "micro_batch_size": 8, "warmup_steps": 1, "rollout": {"max_tokens": 32},
+    "steps": 6, "batch_size": 12, "micro_batch_size": 12, "warmup_steps": 1, "rollout": {"max_tokens": 32},
     "bootstrap": {"max_steps": 0},
 }  # fmt: skip
 CALIBRATION_TOKENS = 64  # of each answer that calibration text is made of
-NUM_PROMPTS = 160  # more than the repair's 128 rollouts, a fifth of them held out
+NUM_PROMPTS = 160  # more than the 72 rollouts of a repair, a fifth of them held out
 RATES = ((0.8, 1e-3), (0.2, 2e-4), (0.0, 5e-5))  # damage in nats at least → learning rate: severe damage wants more
 
 

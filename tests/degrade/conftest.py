@@ -4,12 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from recoup.degrade import Context
+from recoup.structure.spec import Constraint
 
 ROWS = [
     {"prompt": f"Say {word}, please.", "completion": f"{word}, {word}!"} for word in ("red", "green", "blue", "black")
 ]
+
+
+def mask_of(constraint: Constraint) -> Tensor:
+    assert constraint.mask_OI is not None
+    return constraint.mask_OI
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recoup.config import Magnitude, Quantize, SparseGPT, Wanda
+from recoup.config import Magnitude, Quantize, Sparse, SparseGPT, Wanda
 from recoup.config_file import parse
 from recoup.degrade import METHODS, Context
 from recoup.degrade.sparsegpt import sparsegpt
@@ -18,6 +18,7 @@ from recoup.structure.masks import magnitude_mask, n_of_m_mask
 from recoup.structure.spec import Structure
 from recoup.structure.verify import verify
 from tests.conftest import LAYOUTS
+from tests.degrade.conftest import mask_of
 
 COUPLED = torch.tensor([[9.0, 2.5], [2.5, 1.0]])
 PRUNERS = [Magnitude, Wanda, SparseGPT]
@@ -142,7 +143,7 @@ def test_every_layout_meets_its_pattern(
         for constraint in structure.constraints.values():
             assert constraint.pattern == (None if config.pattern == "unstructured" else "2:4")
             if config.pattern == "2:4":
-                assert (constraint.mask_OI.unflatten(1, (-1, 4)).sum(-1) == 2).all()
+                assert (mask_of(constraint).unflatten(1, (-1, 4)).sum(-1) == 2).all()
         assert "50.0% zeros (2:4)" in structure.describe() or config.pattern == "unstructured"
 
 
@@ -153,7 +154,7 @@ def test_what_was_pruned_stays_pruned(tiny_model: Path, kind: type, text_file: P
     second = injure(model, first, settings_of(kind, text_file, sparsity=0.75), context)
     assert verify(model.model, second).sparsity == 0.75
     for name, constraint in second.constraints.items():
-        assert not (constraint.mask_OI & ~first.constraints[name].mask_OI).any()
+        assert not (mask_of(constraint) & ~mask_of(first.constraints[name])).any()
         assert constraint.pattern == "2:4"  # fewer weights in the same places still keep it
 
 
@@ -186,7 +187,7 @@ def test_the_layer_that_does_not_fit_is_named(tiny_model: Path, text_file: Path,
 
 
 @pytest.mark.parametrize("kind", PRUNERS)
-def test_a_pattern_decides_the_sparsity(kind: type) -> None:
+def test_a_pattern_decides_the_sparsity(kind: type[Sparse]) -> None:
     assert kind().sparsity == 0.5
     assert kind(pattern="1:4").sparsity == 0.75  # 3 of 4 are zero
     assert kind.model_validate(kind(pattern="1:3").model_dump()) == kind(pattern="1:3")

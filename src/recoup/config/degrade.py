@@ -41,7 +41,9 @@ class Calibrated(Node):
     calibration: str = Field(
         "self", description="Text the model is run on: `self` (the model writes it) or a text/JSONL file."
     )
-    calibration_tokens: PositiveInt = Field(8192, description="Tokens of calibration text.")
+    calibration_tokens: PositiveInt = Field(
+        8192, description="Tokens of that text; GPTQ and SparseGPT need several times as many as a layer has inputs."
+    )
 
 
 class Quantize(Calibrated):

@@ -10,6 +10,9 @@ whole weight before the sweep. Columns are taken in order, without sorting by ac
 that is always 0 gives nothing to make up and is rounded to nearest, where the authors' code sets its weights to zero. Masked
 weights stay zero, and what they would have become is made up for too (2301.00774, section 3.5).
 
+With fewer tokens than inputs H is singular, and errors are passed on along directions that it knows nothing of: on
+SmolLM2-135M (up to 1536 inputs) int3 is no better than rounding to nearest with 1176 tokens, and far better with 8192.
+
 Shapes: O output and I input width, G groups along the input, S columns of a group.
 """
 
