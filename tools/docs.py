@@ -16,10 +16,12 @@ from recoup import show
 from recoup.cli import app
 from recoup.report import score_table_markdown
 from tools.evidence import RESULTS, Evidence, read_evidence
+from tools.structure_table import structure_table
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GIB = 2**30
+FILLED = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "structures.md")
 
 
 def cli_reference() -> str:
@@ -118,6 +120,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "printed": lambda: printed(read_evidence(RESULTS / "demo")),
     "overview": lambda: overview("results/"),
     "overview of this folder": lambda: overview(""),
+    "structures": structure_table,
 }
 
 
@@ -128,7 +131,7 @@ def fill(text: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Every generated document and what it should say."""
-    filled = {path: fill(path.read_text(encoding="utf-8")) for path in (ROOT / "README.md", RESULTS / "README.md")}
+    filled = {path: fill(path.read_text(encoding="utf-8")) for path in FILLED}
     return {ROOT / "docs" / "cli.md": cli_reference(), **filled}
 
 
