@@ -13,7 +13,7 @@ from recoup.errors import StructureError
 from recoup.models.layers import block_linears, is_transposed
 from recoup.models.load import LanguageModel, load
 from recoup.models.save import save
-from recoup.structure.grids import IntegerGrid, NF4Grid
+from recoup.structure.grids import GRIDS, IntegerGrid, NF4Grid
 from recoup.structure.grids.base import Grid
 from recoup.structure.guard import Guard
 from recoup.structure.masks import magnitude_mask
@@ -21,7 +21,7 @@ from recoup.structure.spec import Constraint, Structure
 from recoup.structure.trainable import LoRA, LowRank, Scales, Trainable
 from recoup.structure.verify import verify
 from recoup.training.plan import lora_of, training_plan
-from tests.conftest import LAYOUTS
+from tests.conftest import LAYOUTS, save_tiny
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -192,3 +192,23 @@ def test_bad_plans_say_what_to_do(tiny_model: Path) -> None:
         training_plan(student, Train(what="scales"))
     with pytest.raises(StructureError, match="has blocks 0 to 1"):
         training_plan(student, Train(layers=(0, 7)))
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for llama.cpp's blocks of 256."""
+    folder = tmp_path_factory.mktemp("wide")
+    return save_tiny("llama", folder, hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_format_trains_and_stays_exact(wide_model: Path, name: str, tmp_path: Path) -> None:
+    grid = IntegerGrid(4, 64, symmetric=True) if name == "int" else GRIDS[name]()
+    student = on_grid(load(str(wide_model)), grid, refit=grid.quick_fit)
+    before = {name: student.model.get_parameter(name).detach().clone() for name in student.structure.constraints}
+    guard, losses = train(student, Train(), steps=3, rate=1e-2)
+    assert losses[-1] < losses[0]
+    assert any(not torch.equal(before[name], student.model.get_parameter(name)) for name in before)
+    assert save(student, guard.structure, tmp_path / "trained").exact
+    again = load(str(tmp_path / "trained"))
+    assert verify(again.model, again.structure).exact
