@@ -16,7 +16,7 @@ from recoup import show
 from recoup.cli import app
 from recoup.report import score_table_markdown
 from tools.evidence import RESULTS, Evidence, read_evidence
-from tools.structure_table import structure_table
+from tools.structure_table import structure_table, trained_table
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -121,6 +121,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "overview": lambda: overview("results/"),
     "overview of this folder": lambda: overview(""),
     "structures": structure_table,
+    "what trains": trained_table,
 }
 
 

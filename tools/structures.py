@@ -39,6 +39,9 @@ REPAIR: dict[str, Any] = {
 }  # fmt: skip
 CALIBRATION_TOKENS = 64  # of each answer that calibration text is made of
 NUM_PROMPTS = 160  # more than the 72 rollouts of a repair, a fifth of them held out
+PRUNED_RATE = (
+    1e-4  # what is left of a pruned model moves freely, while codes must be pushed over half a step of their grid
+)
 RATES = ((0.8, 1e-3), (0.2, 2e-4), (0.0, 5e-5))  # damage in nats at least → learning rate: severe damage wants more
 
 
@@ -72,7 +75,7 @@ ENTRIES: dict[str, Entry] = {
     "int4_gptq": _int(4, "compressed-tensors", "gguf", start="gptq"),
     "int4_awq": _int(4, "compressed-tensors", start="awq"),
     "int3": _int(3, "gguf"),
-    **{f"int3_{what}": _part(what, rate) for what, rate in (("lora", 2e-3), ("scales", 1e-3), ("norms", 1e-2))},
+    **{f"int3_{what}": _part(what, rate) for what, rate in (("lora", 1e-2), ("scales", 1e-3), ("norms", 1e-2))},
     "int3_gptq": _int(3, "gguf", start="gptq"),
     "int2_g32": _int(2, "gguf", group_size=32, symmetric=False),
     "nf4": _grid("nf4", "safetensors"),
@@ -86,7 +89,7 @@ ENTRIES: dict[str, Entry] = {
     "wanda50": Entry("wanda", {"sparsity": 0.5}, ("safetensors",)),
     "sparsegpt50": Entry("sparsegpt", {"sparsity": 0.5}, ("safetensors",)),
     "wanda_2of4": Entry("wanda", {"pattern": "2:4"}, ("safetensors",)),
-    "sparsegpt_2of4": Entry("sparsegpt", {"pattern": "2:4"}, ("compressed-tensors",)),
+    "sparsegpt_2of4": Entry("sparsegpt", {"pattern": "2:4"}, ("safetensors",)),
     "wanda_4of8": Entry("wanda", {"pattern": "4:8"}, ("safetensors",)),
     "ffn_width10": Entry("ffn_width", {"fraction": 0.1}, ("safetensors",)),
     "attention_heads": Entry("attention_heads", {"fraction": 0.34}, ("safetensors",)),
@@ -188,6 +191,7 @@ def run(name: str, entry: Entry, ruler: Ruler, progress: Progress) -> StructureR
     )
     before = ruler.measure(damaged.checkpoint, progress)
     rate = next(rate for least, rate in RATES if before.token_kl_nats >= least)
+    rate = rate if entry.method == "quantize" else PRUNED_RATE
     settings = {"learning_rate": rate, **REPAIR, **entry.repair}
     repair = recoup.recover(
         student=damaged.checkpoint, teacher="embedded", prompts=str(ruler.prompts), output=folder / "recover",
