@@ -9,7 +9,20 @@ from recoup.config_file import dump_config, load_config, parse, settings_tree
 from recoup.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-EXPECTED = {"demo", "sft_tooluse", "nf4", "int3", "prune_ffn10", "magnitude50"} | {
+EXPECTED = {
+    "demo",
+    "sft_tooluse",
+    "nf4",
+    "int3",
+    "prune_ffn10",
+    "magnitude50",
+    "q4_k",
+    "int3_gptq",
+    "sparsegpt_2of4",
+    "wanda_2of4_int4",
+    "attention_heads",
+    "depth",
+} | {  # fmt: skip
     f"qwen2.5-{size}-{task}-{injury}"
     for size in ("3b", "7b")
     for task in ("tooluse", "science")
