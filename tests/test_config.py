@@ -22,7 +22,7 @@ EXPECTED = {
     "wanda_2of4_int4",
     "attention_heads",
     "depth",
-} | {  # fmt: skip
+} | {
     f"qwen2.5-{size}-{task}-{injury}"
     for size in ("3b", "7b")
     for task in ("tooluse", "science")
