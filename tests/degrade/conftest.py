@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from recoup.degrade import Context
@@ -17,6 +18,18 @@ ROWS = [
 def mask_of(constraint: Constraint) -> Tensor:
     assert constraint.mask_OI is not None
     return constraint.mask_OI
+
+
+def correlated(inputs: int, seed: int = 0) -> Tensor:
+    """Σ x xᵀ of inputs that share three directions, some much larger than others."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(400, 3, generator=generator) @ torch.randn(3, inputs, generator=generator)
+    x = (shared + 0.3 * torch.randn(400, inputs, generator=generator)) * torch.logspace(-1, 1, inputs)
+    return x.T @ x
+
+
+def error(difference: Tensor, hessian: Tensor) -> float:
+    return float(((difference @ hessian) * difference).sum())
 
 
 @pytest.fixture

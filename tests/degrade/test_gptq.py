@@ -22,7 +22,7 @@ from recoup.structure.grids.nvfp4 import NVFP4Grid
 from recoup.structure.spec import Structure
 from recoup.structure.verify import verify
 from tests.conftest import LAYOUTS
-from tests.degrade.conftest import mask_of
+from tests.degrade.conftest import correlated, error, mask_of
 
 EVERY_GRID: list[Grid] = [
     IntegerGrid(4, 64, symmetric=True),
@@ -39,24 +39,12 @@ EVERY_GRID: list[Grid] = [
 ]
 
 
-def correlated(inputs: int, seed: int = 0) -> torch.Tensor:
-    """Σ x xᵀ of inputs that share three directions, some much larger than others."""
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(400, 3, generator=generator) @ torch.randn(3, inputs, generator=generator)
-    x = (shared + 0.3 * torch.randn(400, inputs, generator=generator)) * torch.logspace(-1, 1, inputs)
-    return x.T @ x
-
-
 def weight_of(rows: int, inputs: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
 def rounded(grid: Grid, weight: torch.Tensor) -> torch.Tensor:
     return grid.project(weight, grid.fit(weight))
-
-
-def error(difference: torch.Tensor, hessian: torch.Tensor) -> float:
-    return float(((difference @ hessian) * difference).sum())
 
 
 def test_two_columns_by_hand() -> None:

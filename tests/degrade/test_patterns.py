@@ -18,25 +18,14 @@ from recoup.structure.masks import magnitude_mask, n_of_m_mask
 from recoup.structure.spec import Structure
 from recoup.structure.verify import verify
 from tests.conftest import LAYOUTS
-from tests.degrade.conftest import mask_of
+from tests.degrade.conftest import correlated, error, mask_of
 
 COUPLED = torch.tensor([[9.0, 2.5], [2.5, 1.0]])
 PRUNERS = [Magnitude, Wanda, SparseGPT]
 
 
-def correlated(inputs: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(400, 3, generator=generator) @ torch.randn(3, inputs, generator=generator)
-    x = (shared + 0.3 * torch.randn(400, inputs, generator=generator)) * torch.logspace(-1, 1, inputs)
-    return x.T @ x
-
-
 def weight_of(rows: int, inputs: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(seed))
-
-
-def error(difference: torch.Tensor, hessian: torch.Tensor) -> float:
-    return float(((difference @ hessian) * difference).sum())
 
 
 def injure(

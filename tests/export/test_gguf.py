@@ -16,7 +16,8 @@ from transformers.models.llama import LlamaConfig
 from recoup.errors import ExportError, StructureError
 from recoup.export.gguf import write_gguf
 from recoup.export.gguf_metadata import rotary_factors, rotary_rows
-from recoup.models.load import LanguageModel, load, quiet
+from recoup.models.load import LanguageModel, load
+from recoup.models.messages import quiet
 from recoup.structure.grids import IntegerGrid
 from recoup.structure.grids.base import Grid
 from recoup.structure.grids.k_quants import GGUF_GRIDS

@@ -8,15 +8,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recoup.errors import StructureError
-from recoup.models.layers import block_linears, is_transposed
-from recoup.models.load import LanguageModel, load
+from recoup.models.load import load
 from recoup.models.save import save
 from recoup.structure.grids import NF4_CODES, IntegerGrid, NF4Grid
 from recoup.structure.guard import Guard
 from recoup.structure.masks import magnitude_mask, pack, unpack
-from recoup.structure.spec import Constraint, Structure, read_structure
+from recoup.structure.spec import read_structure
 from recoup.structure.verify import verify
 from tests.conftest import LAYOUTS
+from tests.structure.conftest import constrain
 
 
 def test_symmetric_int3_by_hand() -> None:
@@ -111,16 +111,6 @@ def test_sparsity_is_met_exactly_and_masks_pack(rows: int, columns: int, sparsit
     if mask.any() and not mask.all():
         assert weight[mask].abs().min() >= weight[~mask].abs().max()
     assert torch.equal(unpack(pack(mask), (rows, columns)), mask)
-
-
-def constrain(model: LanguageModel, grid: IntegerGrid | NF4Grid | None, sparsity: float | None) -> Structure:
-    constraints = {}
-    for name, module in block_linears(model.model).items():
-        free = Constraint(grid, transposed=is_transposed(module))
-        weight_OI = free.view_OI(model.model.get_parameter(f"{name}.weight").data)
-        mask = None if sparsity is None else magnitude_mask(weight_OI, sparsity)
-        constraints[f"{name}.weight"] = Constraint(grid, {}, mask, is_transposed(module))
-    return Structure(constraints)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

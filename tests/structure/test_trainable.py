@@ -10,7 +10,6 @@ from torch import Tensor
 
 from recoup.config import Train
 from recoup.errors import StructureError
-from recoup.models.layers import block_linears, is_transposed
 from recoup.models.load import LanguageModel, load
 from recoup.models.save import save
 from recoup.structure.grids import GRIDS, IntegerGrid, NF4Grid
@@ -22,6 +21,7 @@ from recoup.structure.trainable import LoRA, LowRank, Scales, Trainable
 from recoup.structure.verify import verify
 from recoup.training.plan import lora_of, training_plan
 from tests.conftest import LAYOUTS, save_tiny
+from tests.structure.conftest import constrain
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -70,13 +70,10 @@ def test_low_rank_gradient_is_autograds(rows: int, columns: int, rank: int, seed
 def on_grid(model: LanguageModel, grid: Grid, sparsity: float | None = None, *, refit: bool = True) -> LanguageModel:
     """`model` with every linear layer of its blocks on `grid`."""
     constraints = {}
-    for name, module in block_linears(model.model).items():
-        weight = model.model.get_parameter(f"{name}.weight").data
-        free = Constraint(grid, transposed=is_transposed(module), refit=refit)
-        mask = None if sparsity is None else magnitude_mask(free.view_OI(weight), sparsity)
-        constraint = Constraint(grid, {}, mask, free.transposed, refit).fitted(weight)
-        weight.copy_(constraint.project(weight))
-        constraints[f"{name}.weight"] = constraint
+    for name, free in constrain(model, grid, sparsity, refit=refit).constraints.items():
+        weight = model.model.get_parameter(name).data
+        constraints[name] = free.fitted(weight)
+        weight.copy_(constraints[name].project(weight))
     return LanguageModel(model.name, model.model, model.tokenizer, model.path, Structure(constraints))
 
 

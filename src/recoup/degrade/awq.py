@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from recoup.degrade.cut import weight_OI
 from recoup.degrade.gather import Statistics
 from recoup.degrade.walk import Visit, naming, walk
 from recoup.errors import StructureError
@@ -148,7 +149,7 @@ def find_folds(visit: Visit, groups: Sequence[tuple[str, ...]]) -> list[Fold]:
 def apply_fold(block: nn.Module, fold: Fold, scale_I: Float[Tensor, " I"]) -> None:
     """Multiply the layers' input columns by `scale_I` and divide what makes their input by it, in place."""
     for name in fold.linears:
-        _weight_OI(block, name).mul_(scale_I)
+        weight_OI(block, name).mul_(scale_I)
     source = block.get_submodule(fold.source)
     weight: Tensor = source.weight  # type: ignore[assignment]
     if fold.kind == "norm_plus_one":
@@ -156,14 +157,14 @@ def apply_fold(block: nn.Module, fold: Fold, scale_I: Float[Tensor, " I"]) -> No
     elif fold.kind == "norm":
         weight.div_(scale_I)
     else:
-        _weight_OI(block, fold.source).div_(scale_I[:, None])
+        weight_OI(block, fold.source).div_(scale_I[:, None])
     if getattr(source, "bias", None) is not None:
         source.bias.div_(scale_I)  # type: ignore[operator]
 
 
 def _first_that_holds(visit: Visit, group: tuple[str, ...]) -> Fold | None:
     before_ND = visit.run()
-    inputs = _weight_OI(visit.block, group[0]).shape[1]
+    inputs = weight_OI(visit.block, group[0]).shape[1]
     generator = torch.Generator().manual_seed(0)
     scale_I = torch.empty(inputs).uniform_(*PROBE, generator=generator).to(before_ND.device)
     stored = {key: value.clone() for key, value in visit.block.state_dict().items()}
@@ -184,7 +185,7 @@ def _candidates(block: nn.Module, group: tuple[str, ...], inputs: int) -> Iterat
             yield Fold(group, name, "norm")
             yield Fold(group, name, "norm_plus_one")
     for name, module in modules:
-        if is_linear(module) and name not in group and _weight_OI(block, name).shape[0] == inputs:
+        if is_linear(module) and name not in group and weight_OI(block, name).shape[0] == inputs:
             yield Fold(group, name, "rows")
 
 
@@ -197,7 +198,7 @@ def _fold_all(
     """Search and fold the scales of a block, and check that it still computes what it did."""
     before_ND = visit.run()
     for fold in folds:
-        weights_OI = [_weight_OI(visit.block, name) for name in fold.linears]
+        weights_OI = [weight_OI(visit.block, name) for name in fold.linears]
         rounded = [_to_grid(ready[name]) for name in fold.linears]
         apply_fold(visit.block, fold, best_scale(weights_OI, rounded, layers[fold.linears[0]][1]))
     if not _same(visit.run(), before_ND):
@@ -224,11 +225,6 @@ def _groups(layers: Mapping[str, tuple[str, Statistics]]) -> list[tuple[tuple[st
     for name, (_, statistics) in layers.items():
         shared.setdefault(id(statistics), []).append(name)
     return [(tuple(names), layers[names[0]][1]) for names in shared.values()]
-
-
-def _weight_OI(block: nn.Module, name: str) -> Tensor:
-    module = block.get_submodule(name)
-    return Constraint(transposed=is_transposed(module)).view_OI(module.weight)  # type: ignore[arg-type]
 
 
 def _same(after_ND: Tensor, before_ND: Tensor) -> bool:

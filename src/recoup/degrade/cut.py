@@ -23,6 +23,7 @@ from recoup.models.layers import is_transposed
 from recoup.structure.infer import keeps_pattern
 from recoup.structure.spec import Constraint, Structure
 
+TORN = "cannot be cut; prune before you quantize"  # a cut would tear the groups of a grid apart
 PLAIN = (bool, int, float, str, type(None))  # what a constructor derives from the config and writes on its modules
 
 
@@ -74,8 +75,8 @@ def cut_layer(
         constraints[f"{layer}.weight"] = replace(constraint, mask_OI=mask_OI, pattern=pattern)
 
 
-def refuse_grids(layers: Iterable[str], structure: Structure) -> None:
-    """A cut would tear a grid's groups apart.
+def refuse_grids(layers: Iterable[str], structure: Structure, why: str = TORN) -> None:
+    """Refuse weights on a grid; `why` says what the method would do to them, and how to go about it.
 
     Raises:
         StructureError: one of `layers` lies on a grid.
@@ -83,9 +84,7 @@ def refuse_grids(layers: Iterable[str], structure: Structure) -> None:
     for layer in layers:
         constraint = structure.constraints.get(f"{layer}.weight")
         if constraint is not None and constraint.grid is not None:
-            raise StructureError(
-                f"{layer}.weight lies on a grid ({constraint.grid.describe()}), which cannot be cut; prune before you quantize"
-            )
+            raise StructureError(f"{layer}.weight lies on a grid ({constraint.grid.describe()}), which {why}")
 
 
 # --- the config --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Shapes: O output and I input width.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
@@ -30,12 +30,6 @@ from recoup.structure.grids import GRIDS, Grid
 from recoup.structure.grids.k_quants import GGUF_GRIDS, gguf_grid
 from recoup.structure.spec import Constraint, Structure
 
-SETTINGS = {
-    "int": ("bits", "group_size", "symmetric"),
-    "nf4": ("group_size", "double_quantized"),
-    "fp8": ("group_size",),
-}
-
 
 @torch.no_grad()
 def apply(model: LanguageModel, structure: Structure, config: Quantize, context: Context) -> Structure:
@@ -51,8 +45,11 @@ def apply(model: LanguageModel, structure: Structure, config: Quantize, context:
         after = _round_all(model, structure, names, config, partial(context.progress, "quantize"))
     else:
         rollouts = calibration_rollouts(config.calibration, model, config.calibration_tokens, context.seed)
-        walked = _gptq if config.start == "gptq" else _awq
-        after = walked(model, structure, rollouts, config, partial(context.progress, config.start))
+        progress = partial(context.progress, config.start)
+        if config.start == "gptq":
+            after = _gptq(model, structure, rollouts, config, progress)
+        else:
+            after = awq(model, structure, rollouts, partial(grid_of, config), progress)
         context.note(f"{config.start} on {sum(int(batch.attention_BT.sum()) for batch in rollouts)} tokens")
     if config.embeddings:
         after = _round_all(model, after, dict.fromkeys(_embeddings(model), False), config, lambda _done, _total: None)
@@ -64,7 +61,9 @@ def grid_of(config: Quantize, inputs: int) -> Grid:
     """The grid that a config names, for a layer of so many inputs: llama.cpp's block formats have stand-ins."""
     if config.format in GGUF_GRIDS:
         return gguf_grid(config.format, inputs)
-    return GRIDS[config.format](**{field: getattr(config, field) for field in SETTINGS.get(config.format, ())})
+    grid = GRIDS[config.format]
+    known = [field.name for field in fields(grid) if hasattr(config, field.name)]  # type: ignore[arg-type]  # a dataclass
+    return grid(**{name: getattr(config, name) for name in known})
 
 
 def _round_all(
@@ -101,16 +100,6 @@ def _gptq(
         return rounded_OI, replace(before, grid=grid, parameters=parameters, refit=False)
 
     return walk_linears(model, structure, rollouts, {"second_moment"}, change, progress)
-
-
-def _awq(
-    model: LanguageModel,
-    structure: Structure,
-    rollouts: Sequence[Rollouts],
-    config: Quantize,
-    progress: Callable[[int, int], None],
-) -> Structure:
-    return awq(model, structure, rollouts, partial(grid_of, config), progress)
 
 
 def _embeddings(model: LanguageModel) -> list[str]:

@@ -19,15 +19,17 @@ from torch import Tensor
 from recoup.config import SparseGPT
 from recoup.data.calibration import calibration_rollouts
 from recoup.degrade import Context
+from recoup.degrade.cut import refuse_grids
 from recoup.degrade.gather import Statistics
 from recoup.degrade.gptq import BLOCK_COLUMNS, Settle, inverse_factor, sweep
 from recoup.degrade.magnitude import masked
 from recoup.degrade.walk import walk_linears
-from recoup.errors import StructureError
 from recoup.models.layers import block_linears
 from recoup.models.load import LanguageModel
 from recoup.structure.masks import check_groups, lowest_removed, n_of_m, n_of_m_mask
 from recoup.structure.spec import Constraint, Structure
+
+LEFT = "SparseGPT's updates would leave; prune before you quantize, or use wanda"
 
 
 def apply(model: LanguageModel, structure: Structure, config: SparseGPT, context: Context) -> Structure:
@@ -38,7 +40,7 @@ def apply(model: LanguageModel, structure: Structure, config: SparseGPT, context
             block by block.
         DataError: the calibration file is missing or empty.
     """
-    _refuse_grids(model, structure)
+    refuse_grids(block_linears(model.model), structure, LEFT)
     rollouts = calibration_rollouts(config.calibration, model, config.calibration_tokens, context.seed)
 
     def change(weight_OI: Tensor, before: Constraint, statistics: Statistics) -> tuple[Tensor, Constraint]:
@@ -92,13 +94,3 @@ def sparsegpt(
 
     sweep(weight_IO, factor_II, shape[1] if shape else BLOCK_COLUMNS, begin)
     return weight_IO.T.contiguous(), mask_IO.T.contiguous()
-
-
-def _refuse_grids(model: LanguageModel, structure: Structure) -> None:
-    for layer in block_linears(model.model):
-        constraint = structure.constraints.get(f"{layer}.weight")
-        if constraint is not None and constraint.grid is not None:
-            raise StructureError(
-                f"{layer}.weight lies on a grid ({constraint.grid.describe()}), which SparseGPT's updates would leave; "
-                "prune before you quantize, or use wanda"
-            )

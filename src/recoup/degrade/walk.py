@@ -78,7 +78,7 @@ def walk(
             with gatherer.watching(start.attention_BT):
                 start.run(index, block)
         change(Visit(index, block, gatherer.statistics(), partial(starts[0].real_tokens, index, block)))
-        for start in starts:
+        for start in starts if index + 1 < len(chain) else ():  # nothing follows the last one
             start.hidden_BTD = start.run(index, block)
         progress(index + 1, len(chain))
 

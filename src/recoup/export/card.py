@@ -13,7 +13,7 @@ from recoup.errors import DataError
 from recoup.report.gather import Run, gather
 from recoup.report.headline import headline
 from recoup.report.table import score_table_markdown
-from recoup.report.words import clean, counted, duration, significant
+from recoup.report.words import counted, duration, one_line, significant
 from recoup.results import ExportResult, RecoverResult
 from recoup.run_folder import RunFolder, result_path
 
@@ -55,8 +55,7 @@ def run_of(source: str) -> Run | None:
 
 def plain(text: str) -> str:
     """Foreign text on one line, with nothing left that Markdown or HTML would act on."""
-    line = " ".join(clean(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return SIGNS.sub(r"\\\1", line)
+    return SIGNS.sub(r"\\\1", one_line(text))
 
 
 def _checkpoints(root: Path) -> list[Path]:

@@ -25,7 +25,8 @@ from recoup.config import Export
 from recoup.errors import ExportError
 from recoup.export.schemes import Scheme, qparams, scheme_notes, scheme_of, unpacked_on_load
 from recoup.export.target import DTYPES, Written, count_types
-from recoup.models.load import LanguageModel, quiet
+from recoup.models.load import LanguageModel
+from recoup.models.messages import quiet
 from recoup.run_folder import write_json
 from recoup.structure.spec import Constraint
 

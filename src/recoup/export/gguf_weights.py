@@ -86,7 +86,7 @@ def _blocks(weight_OI: WeightOI, grid: Grid, parameters: Parameters, *, masked: 
         if found is None:
             return None
         grid, parameters = found
-    elif grid.format not in LAYOUTS and grid.format != "mxfp4":
+    elif grid.format not in LAYOUTS:
         return None
     # a mask's zeros need not be on a grid with a minimum
     if masked and not torch.equal(grid.project(weight_OI, parameters), weight_OI):

@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from recoup.divergence import forward_kl
 from recoup.errors import ExportError
 from recoup.export import llama_cpp
-from recoup.models.load import LanguageModel, quiet
+from recoup.models.load import LanguageModel
 from recoup.models.logits import completion_logits
+from recoup.models.messages import quiet
 from recoup.models.sample import Rollouts, Sampling, sample
 
 TEXTS = (

@@ -12,8 +12,9 @@ import torch
 
 from recoup.config import Export
 from recoup.export.target import DTYPES, Written, count_types
-from recoup.models.load import LanguageModel, quiet
-from recoup.structure.spec import Constraint, Structure, write_structure
+from recoup.models.load import LanguageModel
+from recoup.models.save import write_folder
+from recoup.structure.spec import Constraint, Structure
 
 ROUNDED = "{count} weights are rounded: {dtype} does not hold their grids, which are no longer declared; float32 does"
 
@@ -29,10 +30,7 @@ def write_safetensors(model: LanguageModel, config: Export, folder: Path) -> Wri
     dtype = DTYPES[config.dtype or "float32"]
     kept = _held(model, dtype)
     model.model.to(dtype)
-    with quiet():
-        model.model.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
-    write_structure(kept, folder)
+    write_folder(model, kept, folder)
     types = count_types(parameter for parameter in model.model.parameters())
     num_rounded = sum(c.grid is not None for c in model.structure.constraints.values())
     num_rounded -= sum(c.grid is not None for c in kept.constraints.values())

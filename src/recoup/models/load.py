@@ -17,8 +17,8 @@ from recoup.errors import SourceError, unknown_name
 from recoup.models.foreign import READERS
 from recoup.models.foreign.checkpoint import quantization_config
 from recoup.models.foreign.convert import converted_folder, converted_gguf, origin_of
-from recoup.models.foreign.messages import first_line, matrices, one_line_errors, quiet
 from recoup.models.layers import block_linears, is_transposed
+from recoup.models.messages import first_line, matrices, one_line_errors, quiet
 from recoup.models.source import EMBEDDED, Source, downloaded, resolve
 from recoup.structure.infer import LEAST_ZEROS, masks_from_zeros
 from recoup.structure.spec import JSON_NAME, Structure, read_structure
@@ -27,8 +27,6 @@ from recoup.structure.verify import verify
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 SAMPLED_ROW = 8  # every how many rows zeros are counted first: counting them all takes as long as loading
 NAMED_MISSING = 3  # missing tensors that an error names
-
-__all__ = ["PLAIN_TEMPLATE", "LanguageModel", "load", "load_tokenizer", "quiet"]
 
 
 @dataclass(frozen=True)

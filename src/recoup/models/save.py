@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from recoup.errors import StructureError
-from recoup.models.load import LanguageModel, quiet
+from recoup.models.load import LanguageModel
+from recoup.models.messages import quiet
 from recoup.run_folder import atomic_folder
 from recoup.structure.spec import Structure, write_structure
 from recoup.structure.verify import Verification, verify
@@ -27,8 +28,14 @@ def save(model: LanguageModel, structure: Structure, folder: Path) -> Verificati
         raise StructureError(
             f"{folder}: not saved; {len(checked.violations)} weights left their structure ({names}, …)"
         )
-    with quiet(), atomic_folder(folder) as temporary:
-        model.model.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
-        write_structure(structure, temporary)
+    with atomic_folder(folder) as temporary:
+        write_folder(model, structure, temporary)
     return checked
+
+
+def write_folder(model: LanguageModel, structure: Structure, folder: Path) -> None:
+    """Write the same into a folder that exists, unchecked."""
+    with quiet():
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    write_structure(structure, folder)

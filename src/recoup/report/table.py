@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recoup.report.words import DASH, clean, interval, percent_interval, significant, significant_interval
+from recoup.report.words import DASH, interval, one_line, percent_interval, significant, significant_interval
 from recoup.results import EvaluateResult, TaskComparison, TokenDamage
 
 _MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|])")
@@ -87,5 +87,4 @@ def _markdown_row(row: ScoreRow) -> str:
 
 def _markdown(text: str) -> str:
     """Foreign text on one line, with nothing left that Markdown or HTML would act on."""
-    line = " ".join(clean(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN_SIGNS.sub(r"\\\1", line)
+    return _MARKDOWN_SIGNS.sub(r"\\\1", one_line(text))

@@ -27,6 +27,11 @@ def clean(text: str) -> str:
     return _UNPRINTABLE.sub(_picture, text.replace("\r\n", "\n"))
 
 
+def one_line(text: str) -> str:
+    """Text on one line, with nothing left that HTML would act on; Markdown's own signs are its writer's to escape."""
+    return " ".join(clean(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _picture(match: re.Match[str]) -> str:
     code = ord(match[0])
     return chr(_CONTROL_PICTURES + code) if code < _NUM_C0 else _REPLACEMENT

@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from recoup.errors import SourceError
 from recoup.models.foreign.checkpoint import GPTQ_CONFIG, Checkpoint, Matrix, Reader
 from recoup.models.foreign.gguf import GGUFFile
-from recoup.models.foreign.messages import matrices
 from recoup.models.layers import is_transposed
+from recoup.models.messages import matrices
 from recoup.run_folder import atomic_folder, make_folder, write_json
 from recoup.structure.spec import JSON_NAME, Constraint, Structure, write_structure
 

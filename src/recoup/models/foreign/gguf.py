@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from recoup.errors import SourceError
 from recoup.models.foreign.checkpoint import Matrix
-from recoup.models.foreign.messages import quiet
 from recoup.models.layers import is_transposed
+from recoup.models.messages import quiet
 from recoup.structure.grids.gguf_blocks import BLOCK_GRIDS, from_bytes
 
 FLOATS = ("F32", "F16", "BF16", "F64")
