@@ -51,7 +51,7 @@ def save_tiny(layout: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         **({} if layout == "gpt2" else SIZES),
-        **LAYOUTS[layout],
+        **LAYOUTS.get(layout, LAYOUTS["llama"]),
         **changes,
     }
     torch.manual_seed(seed)

@@ -18,7 +18,7 @@ FLOORS = [
     {"models"},
     {"data"},
     {"training"},
-    {"degrade", "diagnose", "recover", "evaluate", "export", "report"},
+    {"degrade", "diagnose", "recover", "evaluate", "export", "plan", "report"},
     {"pipeline", "api", "show"},
     {"cli"},
     {"__main__", "__init__"},

@@ -4,6 +4,7 @@ A mistake of the user's is one line on standard error and exit code 2. Ctrl-C is
 where it stopped.
 """
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out, err = Console(), Console(stderr=True)
+RANK = os.environ.get("RANK", "0")  # of this process under `accelerate launch`, where process 0 speaks for all
+out, err = Console(quiet=RANK != "0"), Console(stderr=True, quiet=RANK != "0")
 
 Model = Annotated[str, typer.Argument(help="Folder, hub id[@revision], GGUF file, adapter folder, or `embedded`.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the stage.")]
@@ -213,7 +215,9 @@ def main() -> None:
     try:
         app()
     except RecoupError as error:
-        err.print(f"recoup: {escape(' '.join(str(error).split()))}", style="red", soft_wrap=True, highlight=False)
+        who = "recoup" if RANK == "0" else f"recoup (process {RANK})"  # what only one of them met must not stay unsaid
+        line = f"{who}: {escape(' '.join(str(error).split()))}"
+        Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("recoup: stopped; the same command goes on where it stopped", soft_wrap=True)

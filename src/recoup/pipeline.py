@@ -2,6 +2,8 @@
 
 A stage is `run(config, inputs, folder) -> frozen result`, and the next stage gets that result. A stage whose `result.json`
 is there is done and is not run again, so a stopped run goes on where it stopped when it is started again.
+
+Under `accelerate launch` all processes walk through the stages together: the repair is shared out, process 0 does the rest.
 """
 
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from recoup.recover.run import run as recover
 from recoup.report import write_report
 from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult, Result
 from recoup.run_folder import RunFolder, make_folder, result_path, write_json, write_text
+from recoup.training.processes import all_processes
 
 R = TypeVar("R", bound=Result)
 
@@ -35,7 +38,7 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> Ev
     Raises:
         RecoupError: whatever a stage raises, before which nothing of that stage is called done.
     """
-    open_run(config, folder)
+    all_processes().on_main(partial(open_run, config, folder))
     states = _degrade(config, folder, progress)
     student = config.student or list(states.values())[-1]
     reference = states[config.evaluate.reference or config.before_last_injury]
@@ -44,12 +47,13 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> Ev
     diagnosis = DiagnoseInputs(reference, student, config.seed, config.chat_template, "held_out")
     _stage(DiagnoseResult, folder.diagnose("before"), partial(diagnose, config.diagnose, diagnosis, progress=progress))
     repair = RecoverInputs(student, teachers, config.seed, config.chat_template)
-    recovered = _stage(RecoverResult, folder.recover, partial(recover, config.recover, repair, progress=progress))
+    work = partial(recover, config.recover, repair, progress=progress)
+    recovered = _stage(RecoverResult, folder.recover, work, together=True)
     check = DiagnoseInputs(reference, recovered.checkpoint, config.seed, config.chat_template, "held_out")
     _stage(DiagnoseResult, folder.diagnose("after"), partial(diagnose, config.diagnose, check, progress=progress))
     proof = EvaluateInputs(reference, student, recovered.checkpoint, config.seed, config.chat_template)
     result = _stage(EvaluateResult, folder.evaluate, partial(evaluate, config.evaluate, proof, progress=progress))
-    write_report(folder)
+    all_processes().on_main(partial(write_report, folder))
     return result
 
 
@@ -84,7 +88,9 @@ def _state(states: dict[str, str], name: str) -> str:
     return states.get(name, name)
 
 
-def _stage(kind: type[R], folder: Path, work: Callable[[Path], R]) -> R:
-    """The stage's result: read if it is done, else worked out."""
-    done = result_path(folder)
-    return kind.read(done) if done.is_file() else work(folder)
+def _stage(kind: type[R], folder: Path, work: Callable[[Path], R], *, together: bool = False) -> R:
+    """The stage's result: worked out if it is not done, by all processes `together` or by process 0, and read."""
+    done, processes = result_path(folder), all_processes()
+    if not processes.share(done.is_file()):
+        work(folder) if together else processes.on_main(partial(work, folder))
+    return kind.read(done)

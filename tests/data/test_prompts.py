@@ -1,11 +1,13 @@
 """Prompts: three sources, two splits that never meet, errors that name the row."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from recoup.data.chat import opened_user_turn, prompt_ids
-from recoup.data.prompts import Prompt, _reads_like_a_prompt, fitting, load_prompts
+from recoup.data.prompts import Prompt, _reads_like_a_prompt, answered, fitting, load_prompts
+from recoup.data.sft import load_examples
 from recoup.errors import DataError, SourceError
 from recoup.models.load import LanguageModel, load
 from recoup.models.sample import Rollouts, Sampling, pack
@@ -120,3 +122,80 @@ def test_self_written_prompts_are_filtered_and_distinct(writer: LanguageModel, m
 
     monkeypatch.setattr("recoup.data.prompts.sample", scripted)
     assert [p.text for p in load_prompts("self", writer, 9, 0)] == ["How do I bake bread?", "Name three rivers of Asia"]
+
+
+# --- answers and groups
+
+
+def rows_file(tmp_path: Path, *rows: dict[str, object]) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+ASKED = [{"role": "system", "content": "answer in <answer> tags"}, {"role": "user", "content": "say it"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"messages": [*ASKED, {"role": "assistant", "content": "it"}]}, "it"),
+        ({"prompt": "say it", "completion": "it"}, "it"),
+        ({"prompt": "say it", "golden_response": ["it", "and more"]}, "it\nand more"),
+        ({"prompt": ASKED, "answer": "B"}, "<answer>\nB\n</answer>"),
+    ],
+)
+def test_answers_are_those_that_fine_tuning_trains_on(
+    writer: LanguageModel, tmp_path: Path, row: dict[str, object], answer: str
+) -> None:
+    path = rows_file(tmp_path, row)
+    (prompt,) = load_prompts(path, writer, 5, 0)
+    assert prompt.demonstration == answer
+    assert prompt.answer is not None
+    assert writer.tokenizer.decode(prompt.answer) == f"{answer}<|im_end|>"
+    (example,) = load_examples(path, writer.tokenizer, max_tokens=400).rows
+    assert (prompt.ids, prompt.answer) == (example.prompt, example.completion)
+    assert tuple(prompt_ids(writer.tokenizer, prompt.question)) == prompt.ids
+
+
+@pytest.mark.parametrize("row", [{"prompt": "say it"}, {"prompt": "say it", "answer": {"value": 3}}, {"text": "say it", "response": ""}])  # fmt: skip
+def test_rows_without_an_answer_stay_prompts(writer: LanguageModel, tmp_path: Path, row: dict[str, object]) -> None:
+    (prompt,) = load_prompts(rows_file(tmp_path, row), writer, 5, 0)
+    assert (prompt.text, prompt.answer, prompt.demonstration) == ("say it", None, None)
+
+
+def test_only_answered_prompts(writer: LanguageModel, tmp_path: Path) -> None:
+    path = rows_file(tmp_path, {"prompt": "a", "completion": "b"}, {"prompt": "c"})
+    prompts = load_prompts(path, writer, 5, 0)
+    assert [prompt.text for prompt in answered(prompts, path)] == ["a"]
+    with pytest.raises(
+        DataError, match="none of 1 prompts has an answer; give rows that end with the assistant"
+    ) as caught:
+        answered([prompt for prompt in prompts if prompt.text == "c"], path)
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_share_a_file(writer: LanguageModel, tmp_path: Path) -> None:
+    path = rows_file(
+        tmp_path, {"prompt": "a", "group": "tools"}, {"prompt": "b", "group": 2}, {"prompt": "c"}, {"prompt": "d", "group": "tools"}
+    )  # fmt: skip
+    assert {p.text for p in load_prompts(path, writer, 9, 0, group="tools")} == {"a", "d"}
+    assert [(p.text, p.group) for p in load_prompts(path, writer, 9, 0, group="2")] == [("b", "2")]
+    assert len(load_prompts(path, writer, 9, 0)) == 4
+    with pytest.raises(DataError, match=r"no row's field `group` says 'science' \(groups there: '2', 'tools'\)"):
+        load_prompts(path, writer, 9, 0, group="science")
+    with pytest.raises(DataError, match="self-written prompts have no group 'tools'"):
+        load_prompts("self", writer, 9, 0, group="tools")
+
+
+def test_prompts_survive_a_json_line(writer: LanguageModel, tmp_path: Path) -> None:
+    path = rows_file(tmp_path, {"prompt": ASKED, "answer": "B", "group": "tools"}, {"prompt": "plain"})
+    for prompt in load_prompts(path, writer, 5, 0):
+        assert Prompt.from_row(json.loads(json.dumps({"term": 3, **prompt.to_row()}))) == prompt
+    assert Prompt.from_row({"term": 0, "text": "a", "ids": [1, 2]}) == Prompt("a", (1, 2))
+    assert Prompt("a", (1, 2)).to_row() == {"text": "a", "ids": (1, 2), "question": ()}
+
+
+def test_an_answer_without_a_question_is_refused(writer: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1: 'messages' holds an answer and no question"):
+        load_prompts(rows_file(tmp_path, {"messages": [{"role": "assistant", "content": "it"}]}), writer, 5, 0)

@@ -9,7 +9,7 @@ from recoup.config import Bootstrap
 from recoup.data.prompts import Prompt
 from recoup.models.sample import pack
 from recoup.recover.bootstrap import Phase
-from recoup.recover.objective import scored_tokens
+from recoup.recover.schedule import scored_tokens
 from recoup.recover.rollout import prompts_of_step, seed_of, shares
 
 ROLLOUTS = pack([[1, 2], [3]], [[4, 5, 6], [7]], pad=0)

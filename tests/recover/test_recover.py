@@ -1,11 +1,13 @@
 """Recovery: it repairs, it stays on the structure, it resumes exactly, and bad input loses nothing."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,17 @@ from safetensors.torch import load_file
 from recoup.config import Magnitude, Quantize, Recover
 from recoup.degrade.run import DegradeInputs
 from recoup.degrade.run import run as degrade
+from recoup.divergence import fused
 from recoup.errors import DataError, SourceError, TrainingError
 from recoup.evaluate.fidelity import token_damage
 from recoup.models.load import load
 from recoup.models.sample import Sampling, sample
+from recoup.recover import learner
 from recoup.recover.run import RecoverInputs, run
 from recoup.results import RecoverResult
 from recoup.structure.spec import read_structure
 from recoup.structure.verify import verify
+from recoup.training.optimizer import Schedule, learning_rate
 from tests.conftest import LAYOUTS, save_tiny
 
 
@@ -57,7 +62,7 @@ def test_a_quantized_student_recovers_on_its_grid(
     # the grid is still three bits: at most seven values in every group of sixteen
     codes = saved.model.get_parameter("model.layers.0.mlp.up_proj.weight").view(-1, 16)
     assert max(len(row.unique()) for row in codes) <= 7
-    lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().split("\n")[:-1]]
     assert len(lines) == 40 * 8
     assert {line["phase"] for line in lines if line["step"] < 2} == {"off_policy"}
     assert {line["phase"] for line in lines if line["step"] >= 2} == {"on_policy"}
@@ -110,7 +115,7 @@ def test_two_teachers_with_weights(
     inputs = RecoverInputs(str(damaged), (str(tiny_models["llama"]), str(other)), 0)
     result = run(config, inputs, tmp_path / "out")
     assert result.teachers == inputs.teachers
-    lines = [json.loads(line) for line in (tmp_path / "out" / "rollouts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rollouts.jsonl").read_text().split("\n")[:-1]]
     assert [line["term"] for line in lines if line["step"] == 0] == [0, 0, 1, 1]
 
 
@@ -127,7 +132,7 @@ def test_overlap_decides_when_the_student_writes(
         changed(short, steps=2, bootstrap=rule), RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path / "never"
     )
     assert never.on_policy_from_step is None
-    measured = [json.loads(line)["overlap"] for line in (tmp_path / "never" / "metrics.jsonl").read_text().splitlines()]
+    measured = [json.loads(line)["overlap"] for line in (tmp_path / "never" / "metrics.jsonl").read_text().split("\n")[:-1]]
     assert all(0 < value < 1 for value in measured)
 
 
@@ -149,9 +154,9 @@ def test_stopped_runs_end_like_the_unstopped_one(
         run(short, inputs, folder)
         for name, tensor in weights(tmp_path / "whole").items():
             assert torch.equal(tensor, weights(folder)[name]), (stop, name)
-        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]]
         assert steps == list(range(6))
-        assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 6 * 4
+        assert len((folder / "rollouts.jsonl").read_text().split("\n")[:-1]) == 6 * 4
 
 
 def test_killed_process_continues_exactly(tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path) -> None:
@@ -196,23 +201,49 @@ def test_padded_vocabulary_is_aligned(tiny_model: Path, damaged: Path, short: Re
     assert result.structure_exact
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, passes: range) -> None:
+    """Make the loss NaN in these forward passes of the run; there are two micro-batches a step."""
+    count = itertools.count()
+
+    def poisoned(*arguments: object) -> fused.Compared:
+        found = fused.compare(*arguments)
+        return replace(found, loss=found.loss * float("nan")) if next(count) in passes else found
+
+    monkeypatch.setattr(learner, "compare", poisoned)
+
+
 def test_nan_loss_keeps_the_last_checkpoint(
     tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recoup import divergence
-
-    calls = []
-
-    def poisoned(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        value = divergence.forward_kl(student, teacher)
-        return value * float("nan") if len(calls) > 6 else value  # two micro-batches a step: the fourth step
-
-    monkeypatch.setattr(divergence, "named", lambda *_: poisoned)
-    with pytest.raises(TrainingError, match="loss is nan"):
+    poison(monkeypatch, range(6, 100))  # step 3; then step 2, which is the first after the checkpoint
+    with pytest.raises(TrainingError, match=r"step 2: the loss is nan.*after 2 roll-backs"):
         run(short, RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path)
-    assert json.loads((tmp_path / "state" / "position.json").read_text())["step"] == 2
+    assert json.loads((tmp_path / "state" / "position.json").read_text())["position"]["step"] == 2
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_nan_before_any_checkpoint_is_told(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, range(2, 4))
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan.*no checkpoint yet"):
+        run(short, RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path)
+
+
+def test_a_bad_step_goes_back_and_on_more_slowly(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
+    poison(monkeypatch, range(6, 7))  # the fourth step, once
+    result = run(short, inputs, tmp_path)
+    assert (result.roll_backs, result.steps) == (1, 6)
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]]
+    assert [step["step"] for step in steps] == list(range(6))
+    # steps 0 and 1 stand in the checkpoint; step 2 was taken again at half its learning rate
+    assert [step["roll_backs"] for step in steps] == [0, 0, 1, 1, 1, 1]
+    schedule = Schedule(6, 0, short.learning_rate, short.min_learning_rate_fraction)
+    assert steps[2]["learning_rate"] == pytest.approx(learning_rate(schedule, 2) / 2)
+    assert steps[1]["learning_rate"] == pytest.approx(learning_rate(schedule, 1))
 
 
 def test_too_long_and_empty_prompts_are_one_line(

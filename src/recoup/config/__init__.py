@@ -18,10 +18,23 @@ from recoup.config.degrade import (
     SparseGPT,
     Wanda,
 )
-from recoup.config.recover import Bootstrap, Divergence, Recover, Rollout, Term, Train
+from recoup.config.recover import (
+    SELF_TEACHERS,
+    Bootstrap,
+    Divergence,
+    Guards,
+    HiddenStates,
+    Memory,
+    Recover,
+    Rollout,
+    Teachers,
+    Term,
+    Train,
+)
 from recoup.config.run import Diagnose, Evaluate, Export, RunConfig
 
 __all__ = [
+    "SELF_TEACHERS",
     "SFT",
     "AttentionHeads",
     "Bootstrap",
@@ -34,13 +47,17 @@ __all__ = [
     "Export",
     "FFNWidth",
     "Format",
+    "Guards",
+    "HiddenStates",
     "Magnitude",
+    "Memory",
     "Quantize",
     "Recover",
     "Rollout",
     "RunConfig",
     "Sparse",
     "SparseGPT",
+    "Teachers",
     "Term",
     "Train",
     "Wanda",

@@ -1,4 +1,4 @@
-"""The repair: terms, sampling, what trains, how a step is taken."""
+"""The repair: terms, teachers, sampling, what trains, how a step is taken, and what stops a bad one."""
 
 from typing import Annotated, Literal
 
@@ -7,20 +7,73 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from recoup.config.node import Fraction, Node, NonNegative
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+SELF_TEACHERS = ("ema", "start")
 
 
 class Term(Node):
     """One term of the objective: who teaches what, and how much it counts (dual objective, arXiv 2604.15794)."""
 
+    loss: Literal["distill", "cross_entropy"] = Field(
+        "distill",
+        description="A divergence from the teacher's distribution, or cross-entropy of the tokens themselves.",
+    )
+    completions: Literal["student", "teacher", "file"] = Field(
+        "student",
+        description="Who answers the prompts: the student (on-policy, once it is able), the teacher, or the prompt file's rows.",
+    )
     prompts: str = Field("self", description="`self` (the teacher writes them), a JSONL/text file, or `hub:NAME`.")
+    group: str | None = Field(None, description="Only rows of the prompt file whose field `group` says this.")
     teacher: str | None = Field(
         None,
-        description="A model, or a state of this run: `model` or a degrade step's type. Null: the state before the last injury.",
+        description=(
+            "A model, or a state of this run: `model` or a degrade step's type; `ema`: the student's moving average; `start`: "
+            "the student as it was. Null: the state before the last injury."
+        ),
     )
-    weight: PositiveFloat = Field(
+    demonstration: bool = Field(
+        False, description="The teacher sees the row's answer in its prompt, the student does not (SDFT, 2601.19897)."
+    )
+    demonstration_tokens: PositiveInt = Field(
+        1024,
+        description="Longest prompt with a demonstration in it; a longer demonstration loses its end, never the question.",
+    )
+    weight: NonNegativeFloat = Field(
         1.0, description="Weight of the term in the loss; rollouts are split evenly over the terms."
     )
+    final_weight: NonNegativeFloat | None = Field(
+        None, description="Weight at the last step, reached linearly from `weight`; null: constant."
+    )
     num_prompts: PositiveInt = Field(256, description="Prompts drawn from the source.")
+
+    @model_validator(mode="after")
+    def _has_answers_where_it_needs_them(self) -> "Term":
+        if self.prompts == "self" and (self.completions == "file" or self.demonstration):
+            raise ValueError(
+                "self-written prompts have no answers: give a JSONL file for `completions: file` and `demonstration`"
+            )
+        if self.loss == "cross_entropy" and self.completions == "student":
+            raise ValueError(
+                "cross_entropy on the student's own words teaches nothing; set completions: file, or teacher"
+            )
+        if self.demonstration and self.loss == "cross_entropy":
+            raise ValueError("demonstration is for loss: distill; cross_entropy has no teacher to show it to")
+        if self.weight == 0 and not self.final_weight:
+            raise ValueError("weight 0 from start to end: remove the term, or give final_weight")
+        return self
+
+
+class HiddenStates(Node):
+    """A term on hidden states beside the divergence (arXiv 2606.05682): student against teacher on the same tokens."""
+
+    measure: Literal["cka", "relative_l2"] = Field(
+        "cka", description="1 − linear CKA of centred features, or ‖H_S − H_T‖² / ‖H_T‖², averaged over the layers."
+    )
+    weight: PositiveFloat = Field(0.1, description="Weight beside the divergence, which counts 1.")
+    layers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = Field(
+        None, description="Blocks compared, counted from 0; every fourth when null."
+    )
 
 
 class Bootstrap(Node):
@@ -30,9 +83,7 @@ class Bootstrap(Node):
     chance that the teacher would have accepted the student's token (the acceptance rate of speculative decoding).
     """
 
-    overlap: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.6, description="Go on-policy at this overlap; 0 starts on-policy."
-    )
+    overlap: Share = Field(0.6, description="Go on-policy at this overlap; 0 starts on-policy.")
     check_every: PositiveInt = Field(5, description="Steps between measurements of the overlap.")
     max_steps: NonNegative = Field(
         50, description="Go on-policy after this many steps whatever the overlap; 0 starts on-policy."
@@ -42,9 +93,39 @@ class Bootstrap(Node):
 class Rollout(Node):
     """How completions are sampled."""
 
+    backend: Literal["native", "transformers", "vllm", "vllm_server"] = Field(
+        "native", description="Who samples: recoup, `model.generate`, vLLM in this process, or a vLLM server."
+    )
+    server: str | None = Field(None, description="Address of the vLLM server, such as http://localhost:8000.")
     max_tokens: PositiveInt = Field(64, description="Completion length, tokens.")
+    start_tokens: PositiveInt | None = Field(
+        None, description="Length at the first step (short-to-long rollouts); null: `max_tokens` throughout."
+    )
+    grow_until: Share = Field(
+        0.5, description="Share of the steps after which `start_tokens` has grown to `max_tokens`."
+    )
     temperature: PositiveFloat = Field(0.8, description="Sampling temperature.")
     max_prompt_tokens: PositiveInt = Field(256, description="Prompts longer than this are left out, not truncated.")
+    ahead: PositiveInt = Field(
+        1,
+        description="Steps whose rollouts are sampled at once: 1 is strictly on-policy, k is up to k − 1 steps stale.",
+    )
+    uses: PositiveInt = Field(1, description="Optimizer steps that each rollout serves.")
+    asynchronous: bool = Field(
+        False, description="Sample the next rollouts while the student trains: their writer is `ahead` steps older."
+    )
+    importance_cap: PositiveFloat | None = Field(
+        None,
+        description="Weigh each token by min(cap, p_student / p_sampler), for stale or foreign samplers; null: no correction.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Rollout":
+        if self.start_tokens is not None and self.start_tokens > self.max_tokens:
+            raise ValueError(f"start_tokens {self.start_tokens} is more than max_tokens {self.max_tokens}; lower it")
+        if (self.backend == "vllm_server") != (self.server is not None):
+            raise ValueError("backend vllm_server needs `server`, its address; no other backend takes one")
+        return self
 
 
 class Train(Node):
@@ -60,37 +141,109 @@ class Train(Node):
     lora_rank: PositiveInt = Field(16, description="Rank r of the low-rank update.")
 
 
+class Teachers(Node):
+    """How teachers are held and what is kept of what they said."""
+
+    hold: Literal["plain", "int8", "offload"] = Field(
+        "plain",
+        description="Weights as they are, in 8 bits, or in main memory and moved to the accelerator block by block.",
+    )
+    ema_rate: Fraction = Field(0.02, description="Share of the student that enters the moving average at each update.")
+    ema_every: PositiveInt = Field(1, description="Steps between updates of the moving average.")
+    cache: Literal["none", "hidden_states", "top_k"] = Field(
+        "none",
+        description="Keep scores of fixed completions on disk: exactly, or the k likeliest tokens and the rest's sum.",
+    )
+    top_k: PositiveInt = Field(128, description="k of `cache: top_k`.")
+
+
+class Guards(Node):
+    """What counts as a collapse; the run then goes back to its last checkpoint with a smaller learning rate."""
+
+    min_length: Share = Field(
+        0.25, description="Least mean completion length, as a share of the first on-policy steps'; 0: unguarded."
+    )
+    max_repetition: Share = Field(
+        0.6, description="Largest share of 4-grams that repeat within their completion; 1: unguarded."
+    )
+    min_entropy: Share = Field(
+        0.1,
+        description="Least mean entropy of the drawn tokens, as a share of the first on-policy steps'; 0: unguarded.",
+    )
+    window: PositiveInt = Field(4, description="Steps over which these are averaged.")
+    max_roll_backs: NonNegative = Field(2, description="Times to go back before giving up with an error.")
+    learning_rate_factor: Fraction = Field(
+        0.5, description="The learning rate is multiplied by this at each roll-back."
+    )
+
+
+class Memory(Node):
+    """What is spent to fit."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw", description="AdamW; AdamW with 8-bit moments (torchao); Adafactor, whose second moment is factored."
+    )
+    gradient_checkpointing: bool = Field(False, description="Work blocks out again in the backward pass.")
+    offload_activations: bool = Field(
+        False, description="Keep activations in main memory between forward and backward."
+    )
+    shrink_micro_batch: bool = Field(True, description="Halve micro_batch_size and go on when memory runs out.")
+
+
 class Recover(Node):
     """On-policy self-distillation from a historical checkpoint."""
 
     terms: Annotated[tuple[Term, ...], Field(min_length=1)] = Field((Term(),), description="Terms of the objective.")
     divergence: Divergence = Field("forward_kl", description="Full-vocabulary divergence per token, nats.")
     jensen_shannon_beta: Fraction = Field(0.5, description="beta in m = (1-beta) p_S + beta p_T.")
+    hidden_states: HiddenStates | None = Field(None, description="A term on hidden states beside the divergence.")
+    balance: Literal["fixed", "gradient_norm"] = Field(
+        "fixed",
+        description="Terms count as their weights say, or so that their gradients' norms stand in that proportion.",
+    )
     skip_tokens: NonNegative = Field(0, description="First completion tokens left out of the loss (SDFT masks 3).")
+    token_weights: Literal["uniform", "by_rollout"] = Field(
+        "uniform", description="Every token counts the same, or every rollout does, whatever its length."
+    )
     train: Train = Field(Train(), description="What trains.")
     steps: PositiveInt = Field(100, description="Optimizer steps.")
     batch_size: PositiveInt = Field(16, description="Rollouts per optimizer step.")
     micro_batch_size: PositiveInt = Field(8, description="Rollouts per forward pass; lower it when memory runs out.")
     learning_rate: PositiveFloat = Field(2e-5, description="Peak AdamW learning rate.")
-    min_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="Cosine decays to this share of the peak."
-    )
+    min_learning_rate_fraction: Share = Field(0.1, description="Cosine decays to this share of the peak.")
     warmup_steps: NonNegative = Field(5, description="Linear warm-up.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW decoupled weight decay.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW decoupled weight decay.")
     max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this global norm.")
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Autocast type; the weights that train are fp32 always."
+        "bf16", description="Type that student and teachers compute in; the weights that train are fp32 always."
     )
     rollout: Rollout = Field(Rollout(), description="Sampling.")
     bootstrap: Bootstrap = Field(Bootstrap(), description="Off-policy start.")
+    teachers: Teachers = Field(Teachers(), description="How teachers are held.")
+    guards: Guards = Field(Guards(), description="What counts as a collapse.")
+    memory: Memory = Field(Memory(), description="What is spent to fit.")
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="Experiment trackers that get every step's metrics, besides metrics.jsonl."
+    )
     checkpoint_every: PositiveInt = Field(
         20, description="Steps between checkpoints that a stopped run continues from."
     )
 
     @model_validator(mode="after")
-    def _some_tokens_are_scored(self) -> "Recover":
-        if self.skip_tokens >= self.rollout.max_tokens:
+    def _teachers_can_do_what_is_asked(self) -> "Recover":
+        if self.rollout.asynchronous and any(term.completions == "teacher" for term in self.terms):
             raise ValueError(
-                f"skip_tokens {self.skip_tokens} leaves nothing of rollout.max_tokens {self.rollout.max_tokens}; lower it"
+                "rollout.asynchronous: a teacher cannot write and score at once; set it to false, or completions: student"
+            )
+        if self.hidden_states is not None and self.teachers.cache != "none":
+            raise ValueError("teachers.cache keeps no hidden states of inner blocks; remove it, or `hidden_states`")
+        return self
+
+    @model_validator(mode="after")
+    def _some_tokens_are_scored(self) -> "Recover":
+        shortest = self.rollout.start_tokens or self.rollout.max_tokens
+        if self.skip_tokens >= shortest:
+            raise ValueError(
+                f"skip_tokens {self.skip_tokens} leaves nothing of completions of {shortest} tokens; lower it"
             )
         return self

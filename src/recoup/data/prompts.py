@@ -2,17 +2,23 @@
 
 Train and held-out prompts are told apart by a hash of their text, so they never overlap, whatever the source, the seed and
 the order: one prompt in five is held out.
+
+A row of a file or data set may also hold the answer (the fields of `recoup.data.sft`: the assistant's last message, `completion`,
+`response`, `golden_response` or `answer`), which a term may train on or show to its teacher, and a `group`, by which terms
+share a file between them.
 """
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from recoup.data.chat import opened_user_turn, prompt_ids
+from recoup.data.sft import COMPLETION_FIELDS, _tagged, _text, end_of_turn
 from recoup.errors import DataError
 from recoup.models.load import LanguageModel
 from recoup.models.sample import Sampling, sample
@@ -35,9 +41,47 @@ class Prompt:
 
     text: str
     ids: tuple[int, ...]
+    question: tuple[dict[str, str], ...] = field(default=(), hash=False)  # the messages that `ids` are laid out from
+    demonstration: str | None = None  # the row's answer as text; null where it has none
+    answer: tuple[int, ...] | None = None  # the row's answer as token ids, which end with the end of turn
+    group: str | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """For JSON, without what is not there; `from_row` gives an equal prompt back."""
+        optional = {"demonstration": self.demonstration, "answer": self.answer, "group": self.group}
+        row = {"text": self.text, "ids": self.ids, "question": self.question, **optional}
+        return {name: value for name, value in row.items() if value is not None}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Prompt":
+        """The prompt that `to_row` wrote; other fields of the row are passed over."""
+        answer = row.get("answer")
+        return cls(
+            row["text"],
+            tuple(row["ids"]),
+            tuple(row.get("question", ())),
+            row.get("demonstration"),
+            None if answer is None else tuple(answer),
+            row.get("group"),
+        )
 
 
-def load_prompts(source: str, writer: LanguageModel, count: int, seed: int, split: Split = "all") -> list[Prompt]:
+@dataclass(frozen=True)
+class _Row:
+    """What a row of a source says."""
+
+    question: tuple[dict[str, str], ...]
+    demonstration: str | None = None
+    group: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.question[-1]["content"]
+
+
+def load_prompts(
+    source: str, writer: LanguageModel, count: int, seed: int, split: Split = "all", group: str | None = None
+) -> list[Prompt]:
     """At most `count` prompts of `split`, in an order that the seed decides.
 
     Args:
@@ -46,22 +90,40 @@ def load_prompts(source: str, writer: LanguageModel, count: int, seed: int, spli
         count: prompts wanted; a file may hold fewer.
         seed: decides what is written or chosen.
         split: `train` and `held_out` never share a prompt.
+        group: only rows whose field `group` says this.
 
     Raises:
-        DataError: the source is missing, malformed, or holds no prompt of this split.
+        DataError: the source is missing, malformed, or holds no prompt of this split or group.
         SourceError: the model has no chat template.
     """
     if source == "self":
+        if group is not None:
+            raise DataError(f"self-written prompts have no group {group!r}; give a prompt file, or leave `group` out")
         return _self_written(writer, count, seed, split)
-    rows = _hub_rows(source.removeprefix("hub:")) if source.startswith("hub:") else _file_rows(user_path(source))
-    conversations = [_conversation(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)]
-    chosen = {_key(c): c for c in conversations if _in_split(_key(c), split)}
+    raw = _hub_rows(source.removeprefix("hub:")) if source.startswith("hub:") else _file_rows(user_path(source))
+    rows = _of_group([_row(row, f"{source}, row {number}") for number, row in enumerate(raw, start=1)], group, source)
+    chosen = {row.text: row for row in rows if _in_split(row.text, split)}
     if not chosen:
         raise DataError(
             f"{source}: holds no {split.replace('_', '-')} prompt ({len(rows)} rows); give more prompts, or `self`"
         )
     keys = sorted(chosen, key=lambda text: _digest(f"{seed} {text}"))[:count]
-    return [_prompt(writer.tokenizer, chosen[key]) for key in keys]
+    return _prompts(writer.tokenizer, [chosen[key] for key in keys])
+
+
+def answered(prompts: list[Prompt], source: str) -> list[Prompt]:
+    """Prompts whose row holds an answer; the others are left out.
+
+    Raises:
+        DataError: none does.
+    """
+    kept = [prompt for prompt in prompts if prompt.answer is not None]
+    if not kept:
+        raise DataError(
+            f"{source}: none of {len(prompts)} prompts has an answer; give rows that end with the assistant's message, or have "
+            f"one of the fields {', '.join(COMPLETION_FIELDS)}"
+        )
+    return kept
 
 
 def fitting(prompts: list[Prompt], max_tokens: int) -> list[Prompt]:
@@ -96,7 +158,8 @@ def _self_written(writer: LanguageModel, count: int, seed: int, split: Split) ->
         raise DataError(
             f"{writer.name}: wrote no usable prompt in {SELF_ROUNDS * SELF_BATCH} tries; give a prompt file instead of `self`"
         )
-    return [_prompt(writer.tokenizer, ({"role": "user", "content": text},)) for text in list(found.values())[:count]]
+    rows = [_Row(({"role": "user", "content": text},)) for text in list(found.values())[:count]]
+    return _prompts(writer.tokenizer, rows)
 
 
 def _reads_like_a_prompt(text: str) -> bool:
@@ -131,27 +194,60 @@ def _hub_rows(name: str) -> list[dict[str, Any]]:
         raise DataError(f"hub:{name}: cannot load this data set ({str(error).splitlines()[0]})") from None
 
 
-def _conversation(row: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:
-    """Messages of a row, without the answer it may end with."""
-    field = next((name for name in PROMPT_FIELDS if row.get(name)), None)
-    if field is None:
+def _row(row: dict[str, Any], where: str) -> _Row:
+    """Messages of a row, the answer that it ends with or names, and its group."""
+    name = next((name for name in PROMPT_FIELDS if row.get(name)), None)
+    if name is None:
         raise DataError(f"{where}: no prompt; expected one of the fields {', '.join(PROMPT_FIELDS)}")
-    value = row[field]
+    group = None if row.get("group") is None else str(row["group"])
+    value = row[name]
     if isinstance(value, str):
-        return ({"role": "user", "content": value},)
+        question: tuple[dict[str, str], ...] = ({"role": "user", "content": value},)
+        return _Row(question, _named_answer(row, question, where), group)
     try:
         messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in value)
     except (TypeError, KeyError):
-        raise DataError(f"{where}: {field!r} is neither text nor a list of messages with role and content") from None
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        raise DataError(f"{where}: {name!r} is neither text nor a list of messages with role and content") from None
+    if messages[-1]["role"] == "assistant":
+        if len(messages) == 1:
+            raise DataError(f"{where}: {name!r} holds an answer and no question")
+        return _Row(messages[:-1], messages[-1]["content"] or None, group)
+    return _Row(messages, _named_answer(row, messages, where), group)
 
 
-def _key(messages: tuple[dict[str, str], ...]) -> str:
-    return messages[-1]["content"]
+def _named_answer(row: dict[str, Any], question: tuple[dict[str, str], ...], where: str) -> str | None:
+    """The answer that stands in a field of its own. Data sets put other things there too: what is no text is no answer."""
+    name = next((name for name in COMPLETION_FIELDS if row.get(name)), None)
+    if name is None:
+        return None
+    try:
+        text = _text(row[name], where)
+    except DataError:
+        return None
+    return _tagged(list(question), text) if name == "answer" else text
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[dict[str, str], ...]) -> Prompt:
-    return Prompt(_key(messages), tuple(prompt_ids(tokenizer, messages)))
+def _of_group(rows: list[_Row], group: str | None, source: str) -> list[_Row]:
+    if group is None:
+        return rows
+    kept = [row for row in rows if row.group == group]
+    if not kept:
+        there = ", ".join(sorted({repr(row.group) for row in rows if row.group is not None})) or "none"
+        raise DataError(f"{source}: no row's field `group` says {group!r} (groups there: {there})")
+    return kept
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, rows: list[_Row]) -> list[Prompt]:
+    end = end_of_turn(tokenizer) if any(row.demonstration for row in rows) else []
+    return [_prompt(tokenizer, row, end) for row in rows]
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, row: _Row, end: list[int]) -> Prompt:
+    answer = None
+    if row.demonstration:
+        answer = (*tokenizer(row.demonstration, add_special_tokens=False, verbose=False).input_ids, *end)
+    ids = tuple(prompt_ids(tokenizer, row.question))
+    return Prompt(row.text, ids, row.question, row.demonstration, answer, row.group)
 
 
 def _digest(text: str) -> int:

@@ -58,13 +58,19 @@ def completion_rows(rollouts: Rollouts) -> Int[Tensor, " N"]:
 def batches(rollouts: Rollouts, batch_size: int) -> Iterator[Rollouts]:
     """Rollouts, `batch_size` at a time, in order, without the columns that are pads in the whole batch."""
     for start in range(0, len(rollouts.tokens_BT), batch_size):
-        rows = slice(start, start + batch_size)
-        used_T = rollouts.attention_BT[rows].any(0)
-        yield Rollouts(
-            rollouts.tokens_BT[rows, used_T],
-            rollouts.attention_BT[rows, used_T],
-            rollouts.completion_BT[rows, used_T],
-        )
+        yield rows_of(rollouts, slice(start, start + batch_size))
+
+
+def rows_of(rollouts: Rollouts, rows: slice) -> Rollouts:
+    """Some of the rollouts, without the columns that are pads in all of them."""
+    used_T = rollouts.attention_BT[rows].any(0)
+    logp_BT = rollouts.logp_BT
+    return Rollouts(
+        rollouts.tokens_BT[rows, used_T],
+        rollouts.attention_BT[rows, used_T],
+        rollouts.completion_BT[rows, used_T],
+        None if logp_BT is None else logp_BT[rows, used_T],
+    )
 
 
 def output_head(model: PreTrainedModel) -> nn.Module:

@@ -1,23 +1,28 @@
 """Sample completions from a causal language model: prompts in, rollouts out.
 
-One prefill, then one token a step over a growing KV cache; rows that have ended leave the batch, so a long completion
-never makes the short ones pay. The same function writes prompts, rollouts, teacher completions and generations.
+One prefill, then one token a step over a cache of keys and values (`decoding`); rows that have ended leave the batch, so
+a long completion never makes the short ones pay. What a row draws depends on the model, the seed and the row's number, and
+on nothing else but rounding. The same function writes prompts, rollouts, teacher completions and generations.
 
 Shapes: B rollouts, T padded tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
+from recoup.models.decoding.base import Decoder, position_ids
+from recoup.models.decoding.choose import Workload, decoder_for
+from recoup.models.decoding.draw import draw, uniforms
 from recoup.models.load import LanguageModel
 
+__all__ = ["Rollouts", "Sampling", "draw", "end_ids", "pack", "pad_id", "position_ids", "sample"]
+
 DEFAULT_BATCH = 64
-LEAVE_SHARE = 0.25  # rows leave once a quarter of the batch has ended: compacting the cache costs about one decode step
+LEAVE_SHARE = 0.25  # rows leave once a quarter of the batch has ended: moving rows costs about one decode step
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Rollouts:
     tokens_BT: Int[Tensor, "B T"]
     attention_BT: Bool[Tensor, "B T"]  # true at real tokens
     completion_BT: Bool[Tensor, "B T"]  # true at completion tokens, the end of turn included
+    logp_BT: Float[Tensor, "B T"] | None = None  # log-probability each completion token was drawn with; 0 elsewhere
 
     def completions(self) -> list[list[int]]:
         """Token ids of each completion."""
@@ -41,6 +47,8 @@ class Sampling:
     temperature: float = 0.0  # 0 is greedy
     seed: int = 0
     batch_size: int = DEFAULT_BATCH
+    rows: tuple[int, ...] | None = None  # number of each prompt, >= 0, by which it draws; None: 0, 1, 2, …
+    logp: bool = False  # keep the log-probability of each token
 
 
 def sample(model: LanguageModel, prompts: Sequence[Sequence[int]], settings: Sampling) -> Rollouts:
@@ -50,20 +58,39 @@ def sample(model: LanguageModel, prompts: Sequence[Sequence[int]], settings: Sam
         Rollouts in the order of `prompts`.
     """
     assert all(prompts), "an empty prompt"
+    assert settings.rows is None or len(settings.rows) == len(prompts), "one row number a prompt"
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    generator = torch.Generator(model.device).manual_seed(settings.seed)
-    completions: dict[int, list[int]] = {}
+    num_batches = -(-len(prompts) // settings.batch_size)
+    longest = max(map(len, prompts)) + settings.max_tokens
+    work = Workload(min(len(prompts), settings.batch_size), num_batches * settings.max_tokens, longest)
+    decoder = decoder_for(model.model, work)
+    answers: dict[int, _Answer] = {}
     for start in range(0, len(order), settings.batch_size):
         chosen = order[start : start + settings.batch_size]
-        batch = _complete(model, [prompts[i] for i in chosen], settings, generator)
-        completions.update(zip(chosen, batch, strict=True))
-    return pack(prompts, [completions[i] for i in range(len(prompts))], pad_id(model), model.device)
+        numbers = chosen if settings.rows is None else [settings.rows[i] for i in chosen]
+        batch = _complete(model, decoder, [prompts[i] for i in chosen], numbers, settings)
+        answers.update(zip(chosen, batch, strict=True))
+    inorder = [answers[i] for i in range(len(prompts))]
+    logps = [answer.logps for answer in inorder] if settings.logp else None
+    return pack(prompts, [answer.tokens for answer in inorder], pad_id(model), model.device, logps)
 
 
 def pack(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    pad: int,
+    device: torch.device | str = "cpu",
+    logps: Sequence[Sequence[float]] | None = None,
 ) -> Rollouts:
-    """Lay prompts and completions out as rollouts: every completion starts at the same column."""
+    """Lay prompts and completions out as rollouts: every completion starts at the same column.
+
+    Args:
+        prompts: token ids.
+        completions: token ids.
+        pad: id at the places without a token.
+        device: where the rollouts go.
+        logps: log-probability of each completion token, where known.
+    """
     left, right = max(map(len, prompts)), max(1, *map(len, completions))
     tokens = torch.full((len(prompts), left + right), pad)
     attention = torch.zeros_like(tokens, dtype=torch.bool)
@@ -73,7 +100,12 @@ def pack(
         tokens[row, start:end] = torch.tensor([*prompt, *answer])
         attention[row, start:end] = True
         completion[row, left:end] = True
-    return Rollouts(tokens.to(device), attention.to(device), completion.to(device))
+    logp = None
+    if logps is not None:
+        logp = torch.zeros(tokens.shape)
+        logp[completion] = torch.tensor([value for row in logps for value in row])
+        logp = logp.to(device)
+    return Rollouts(tokens.to(device), attention.to(device), completion.to(device), logp)
 
 
 def pad_id(model: LanguageModel) -> int:
@@ -89,78 +121,49 @@ def end_ids(model: LanguageModel) -> set[int]:
     return {int(i) for i in [*listed, model.tokenizer.eos_token_id] if i is not None}
 
 
-def position_ids(attention_BT: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Positions that count real tokens only."""
-    return (attention_BT.long().cumsum(-1) - 1).clamp_min(0)
+@dataclass(frozen=True)
+class _Answer:
+    """One completion as it grows."""
 
-
-def draw(
-    logits_BV: Float[Tensor, "B V"], temperature: float, generator: torch.Generator | None = None
-) -> Int[Tensor, " B"]:
-    """One token a row: argmax at temperature 0, else one draw from softmax(logits / temperature)."""
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    # inverse of the cumulative distribution: one uniform number a row, where multinomial draws V of them
-    cumulative_BV = torch.softmax(logits_BV.float() / temperature, dim=-1).cumsum(-1)
-    uniform_B1 = torch.rand(len(logits_BV), 1, generator=generator, device=logits_BV.device)
-    chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
-    return chosen_B1[:, 0].clamp_max(logits_BV.shape[1] - 1)
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
 
 
 @torch.inference_mode()
 def _complete(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: Sampling, generator: torch.Generator
-) -> list[list[int]]:
-    ends = torch.tensor(sorted(end_ids(model)), device=model.device)
+    model: LanguageModel,
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    settings: Sampling,
+) -> list[_Answer]:
+    """Complete one batch. A slot is a row of the decoder's batch; `rows[slot]` says whose it is, -1 after its end."""
+    ends = end_ids(model)
     packed = pack(prompts, [[]] * len(prompts), pad_id(model), model.device)
-    tokens_BT, attention_BT = packed.tokens_BT[:, :-1], packed.attention_BT[:, :-1]
-    rows = torch.arange(len(prompts), device=model.device)
-    answers: list[list[int]] = [[] for _ in prompts]
-    cache = DynamicCache(config=model.model.config)
-    _prefill(model.model, tokens_BT[:, :-1], attention_BT[:, :-1], cache)
-    tokens_BT = tokens_BT[:, -1:]
-    for _ in range(settings.max_tokens):
-        logits_BV = _next_logits(model.model, tokens_BT, attention_BT, cache)
-        drawn_B = draw(logits_BV, settings.temperature, generator)
-        for row, token in zip(rows.tolist(), drawn_B.tolist(), strict=True):
+    uniform_BT = uniforms(settings.seed, numbers, settings.max_tokens).to(model.device)
+    answers = [_Answer() for _ in prompts]
+    rows = list(range(len(prompts)))
+    logits_BV = decoder.prefill(packed.tokens_BT[:, :-1], packed.attention_BT[:, :-1], settings.max_tokens - 1)
+    for step in range(settings.max_tokens):
+        drawn_B, logp_B = draw(logits_BV, settings.temperature, uniform_BT[rows, step])
+        tokens = drawn_B.tolist()
+        for row, token, logp in zip(rows, tokens, logp_B.tolist(), strict=True):
             if row >= 0:
-                answers[row].append(token)
-        rows = torch.where(torch.isin(drawn_B, ends), -1, rows)
-        going = rows >= 0
-        if not going.any():
+                answers[row].tokens.append(token)
+                answers[row].logps.append(logp)
+        rows = [-1 if token in ends else row for row, token in zip(rows, tokens, strict=True)]
+        going = [slot for slot, row in enumerate(rows) if row >= 0]
+        if not going or step + 1 == settings.max_tokens:
             break
-        tokens_BT = drawn_B[:, None]
-        if (~going).sum() >= LEAVE_SHARE * len(rows):
-            cache.batch_select_indices(going.nonzero()[:, 0])
-            tokens_BT, attention_BT, rows = tokens_BT[going], attention_BT[going], rows[going]
-        attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(rows), 1)], dim=1)
+        if len(rows) - len(going) >= LEAVE_SHARE * len(rows):
+            slots = _closed_up(going)
+            decoder.keep(slots)
+            drawn_B, rows = drawn_B[slots], [rows[slot] for slot in slots]
+        logits_BV = decoder.step(drawn_B)
     return answers
 
 
-def _prefill(
-    model: PreTrainedModel, tokens_BT: Int[Tensor, "B T"], attention_BT: Bool[Tensor, "B T"], cache: DynamicCache
-) -> None:
-    """Fill the cache through the backbone alone.
-
-    The head over a prompt is work, and `logits_to_keep` on a CPU copies the whole head once per row.
-    """
-    if tokens_BT.shape[1]:
-        positions_BT = position_ids(attention_BT)
-        model.base_model(
-            tokens_BT,
-            attention_mask=attention_BT.long(),
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-        )
-
-
-def _next_logits(
-    model: PreTrainedModel, tokens_B1: Int[Tensor, "B 1"], attention_BT: Bool[Tensor, "B T"], cache: DynamicCache
-) -> Float[Tensor, "B V"]:
-    """Logits of the token that follows `tokens_B1`, the one token that the cache has not seen."""
-    positions_B1 = position_ids(attention_BT)[:, -1:]
-    output = model(
-        tokens_B1, attention_mask=attention_BT.long(), position_ids=positions_B1, past_key_values=cache, use_cache=True
-    )
-    return output.logits[:, -1]
+def _closed_up(going: Sequence[int]) -> list[int]:
+    """The slots in `going`, moved as little as possible: who stands within the first `len(going)` stays put."""
+    kept, movers = set(going), [slot for slot in going if slot >= len(going)]
+    return [slot if slot in kept else movers.pop() for slot in range(len(going))]

@@ -1,12 +1,10 @@
-"""Who answers which prompts at which step: pure functions of (seed, step), and the student's sampling copy."""
+"""Who answers which prompts at which step: pure functions of (seed, step), and the draw itself."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
 
 from recoup.data.prompts import Prompt
-from recoup.models.load import LanguageModel
 
 
 def prompts_of_step(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
@@ -31,23 +29,3 @@ def seed_of(*parts: int) -> int:
     for part in parts:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63  # Knuth's MMIX generator
     return mixed
-
-
-class SamplingCopy:
-    """The student in the type it samples in: a bf16 copy that follows the fp32 weights, or the student itself in fp32."""
-
-    def __init__(self, student: LanguageModel, dtype: torch.dtype) -> None:
-        self._student = student
-        if student.model.dtype == dtype:
-            self.model = student
-            return
-        twin = copy.deepcopy(student.model).to(dtype).requires_grad_(False)
-        self.model = LanguageModel(student.name, twin, student.tokenizer, student.path)
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Take over the student's present weights."""
-        if self.model is not self._student:
-            pairs = zip(self.model.model.parameters(), self._student.model.parameters(), strict=True)
-            for mine, theirs in pairs:
-                mine.copy_(theirs)

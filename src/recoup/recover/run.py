@@ -1,32 +1,39 @@
 """The recover stage: load, train with checkpoints, save on the structure, verify.
 
-A stopped run continues from its last checkpoint and ends with the weights of an unstopped one.
+A stopped run continues from its last checkpoint and ends with the weights of an unstopped one. Under `accelerate launch` every
+process calls `run`, on one file system (`training.processes`).
 """
 
-import json
-import resource
-import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from recoup.config import Recover, Term
-from recoup.data.prompts import Prompt, fitting, load_prompts
+from recoup.config import Recover
+from recoup.errors import TrainingError
 from recoup.models.load import LanguageModel, load
 from recoup.models.save import save
 from recoup.progress import Progress, silent
-from recoup.recover.bootstrap import Phase
-from recoup.recover.objective import TermBatch
-from recoup.recover.teacher import Teacher, load_teachers
-from recoup.recover.trainer import TermData, Trainer
+from recoup.recover import teachers as teaching
+from recoup.recover.compute import ComputeCopy
+from recoup.recover.live import LiveView
+from recoup.recover.record import Record, texts
+from recoup.recover.state import RunState
+from recoup.recover.teachers import Pupil, Teacher, load_teachers
+from recoup.recover.terms import read_terms, write_prompts
+from recoup.recover.trackers import Log, check_trackers, open_trackers
+from recoup.recover.trainer import Parts, Trainer
 from recoup.results import RecoverResult, RecoverStep
-from recoup.run_folder import make_folder, read_jsonl, result_path, write_text
+from recoup.run_folder import make_folder, result_path, write_text
 from recoup.structure.guard import Guard
 from recoup.structure.infer import merge, shapes_against
 from recoup.structure.spec import Structure
-from recoup.training.checkpoint import load_checkpoint, save_checkpoint
+from recoup.training.memory import peak_memory_bytes
+from recoup.training.optimizer import Stepper, StepSettings
 from recoup.training.plan import lora_of, training_plan
+from recoup.training.processes import Processes, all_processes
 
 
 @dataclass(frozen=True)
@@ -39,141 +46,150 @@ class RecoverInputs:
     chat_template: str | Path | None = None
 
 
+@dataclass(frozen=True)
+class Repair:
+    """A repair, loaded and ready to step."""
+
+    inputs: RecoverInputs
+    student: LanguageModel  # fp32 weights, on the structure
+    guard: Guard
+    teachers: tuple[Teacher, ...]
+    trainer: Trainer
+    folder: Path
+
+    @property
+    def processes(self) -> Processes:
+        """Who takes part."""
+        return self.trainer.parts.processes
+
+
 def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress = silent) -> RecoverResult:
     """Repair the student and write `checkpoint/`, `metrics.jsonl`, `rollouts.jsonl`, `prompts.jsonl`, `result.json`.
 
     Raises:
-        SourceError: student or teacher cannot be loaded, or their tokenizers differ.
+        ConfigError: a tracker or an optimizer whose package is not installed, or a block that the student does not have.
+        SourceError: student or teacher cannot be loaded, their tokenizers differ, or a vLLM server does not answer.
         DataError: a term has no usable prompt.
         StructureError: the student does not fit its structure.
-        TrainingError: the loss became NaN; the last checkpoint stays.
+        TrainingError: the loss became NaN or the student collapsed, more often than `guards` allows; the last checkpoint stays.
         RunFolderError: the folder cannot be written.
     """
+    check_trackers(config.trackers)
     make_folder(folder)
-    student = load(inputs.student, chat_template=inputs.chat_template)
-    plan = training_plan(student, config.train)
+    processes = all_processes()
+    repair = _load(config, inputs, folder, progress if processes.is_main else silent)
+    _train(repair, progress if processes.is_main else silent)
+    processes.on_main(partial(_finish, repair))
+    return RecoverResult.read(result_path(folder))
+
+
+def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress) -> Repair:
+    processes = all_processes()
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    teachers = load_teachers(inputs.teachers, student, dtype, inputs.chat_template)
-    smaller = shapes_against(student.model.config, teachers[0].model.model.config)
-    structure = merge(student.structure, Structure(shapes=smaller))
-    progress(f"student: {structure.describe()} ({student.structure_origin})", 1, 1)
-    guard = Guard(student.model, structure, plan, lora_of(config.train, inputs.seed))
-    terms = _terms(config, teachers, inputs.seed, folder, progress)
-    trainer = Trainer(config, student, guard, terms, inputs.seed)
-    _train(trainer, folder, progress)
-    checked = save(student, guard.structure, folder / "checkpoint")
-    steps = _read_steps(folder)
+    with processes.first_on_machine():
+        student = load(inputs.student, chat_template=inputs.chat_template)
+        plan = training_plan(student, config.train)
+        lora = lora_of(config.train, inputs.seed)
+        guard = Guard(student.model, student.structure, plan, lora)
+        compute = ComputeCopy(student, guard, dtype, config.memory)
+        pupil = Pupil(student, compute.model, guard.trained)
+        teachers = load_teachers(
+            config.terms, inputs.teachers, config.teachers, pupil, inputs.chat_template, folder / "scores"
+        )
+    for teacher in teaching.distinct(teachers):
+        progress(teacher.describe(), 1, 1)
+    with teachers[0].model() as reference:
+        smaller = shapes_against(student.model.config, reference.model.config)
+    guard.structure = merge(student.structure, Structure(shapes=smaller))
+    progress(f"student: {guard.structure.describe()} ({student.structure_origin})", 1, 1)
+    processes.on_main(partial(write_prompts, config, teachers, inputs.seed, folder, progress))
+    terms = read_terms(config, teachers, inputs.seed, folder, progress)
+    settings = StepSettings(config.precision, config.weight_decay, config.max_grad_norm, config.memory.optimizer)
+    parts = Parts(compute, Stepper(guard, settings, processes), terms, processes, folder)
+    return Repair(inputs, student, guard, teachers, Trainer(config, parts), folder)
+
+
+def _train(repair: Repair, progress: Progress) -> None:
+    """Steps from the last checkpoint, or from the start, to the end."""
+    trainer, record, state = repair.trainer, Record(repair.folder), RunState(repair)
+    state.load()
+    _keep(repair, record)
+    live = LiveView()
+    with _trackers(repair) as log:
+        while trainer.position.step < trainer.config.steps:
+            metrics = _step(repair, record)
+            if metrics is None:
+                state.go_back()
+                _keep(repair, record)
+                continue
+            log(metrics.step, metrics.model_dump())
+            progress(live.label(metrics.model_dump()), metrics.step + 1, trainer.config.steps)
+            state.save_if_due()
+
+
+def _step(repair: Repair, record: Record) -> RecoverStep | None:
+    """One step, recorded; null where it went wrong and the run may go back.
+
+    Raises:
+        TrainingError: it went wrong, and there is no going back.
+    """
+    trainer, step = repair.trainer, repair.trainer.position.step
+    try:
+        metrics, batch = trainer.step(step)
+        wrong = trainer.collapsed()
+    except TrainingError as error:
+        wrong = f"step {step}: {error}"
+    if wrong is not None:
+        RunState(repair).refuse_to_go_back(wrong)
+        return None
+    rows = repair.processes.gather(texts(repair.student, batch, metrics))
+    if repair.processes.is_main:
+        record.add(metrics, rows)
+    return metrics
+
+
+def _keep(repair: Repair, record: Record) -> None:
+    """Forget the lines of steps that are about to be taken again, once every process has read where to go on."""
+    repair.processes.wait()
+    if repair.processes.is_main:
+        record.keep(repair.trainer.position.step)
+
+
+def _trackers(repair: Repair) -> AbstractContextManager[Log]:
+    config = repair.trainer.config
+    step = repair.trainer.position.step
+    return open_trackers(config.trackers, repair.folder, repair.folder.parent.name, config.model_dump(), step)
+
+
+def _finish(repair: Repair) -> None:
+    """Save the repaired student and the stage's result."""
+    trainer, folder, inputs = repair.trainer, repair.folder, repair.inputs
+    checked = save(repair.student, repair.guard.structure, folder / "checkpoint")
+    steps = Record(folder).steps()
+    stepper = trainer.parts.stepper
     result = RecoverResult(
         student=inputs.student,
         teachers=inputs.teachers,
         checkpoint=str(folder / "checkpoint"),
-        steps=config.steps,
+        steps=trainer.config.steps,
         num_tokens=sum(step.num_tokens for step in steps),
-        num_prompts=sum(len(term.prompts) for term in terms),
-        on_policy_from_step=trainer.phase.on_policy_from,
+        num_prompts=sum(len(term.prompts) for term in trainer.parts.terms),
+        on_policy_from_step=trainer.position.phase.on_policy_from,
         first_loss_nats=steps[0].loss,
         last_loss_nats=steps[-1].loss,
         structure=checked.structure.describe(),
         structure_exact=checked.exact,
-        num_trained=trainer.stepper.num_trained,
-        optimizer_bytes=trainer.stepper.optimizer_bytes(),
-        seconds=sum(step.seconds_sampling + step.seconds_teacher + step.seconds_student for step in steps),
-        peak_memory_bytes=_peak_memory_bytes(),
+        num_trained=stepper.num_trained,
+        optimizer_bytes=stepper.optimizer_bytes(),
+        teacher_bytes=sum(teacher.memory_bytes() for teacher in teaching.distinct(repair.teachers)),
+        micro_batch_size=trainer.micro_batch_size,
+        roll_backs=trainer.position.roll_backs,
+        num_processes=repair.processes.number,
+        seconds=sum(_seconds(step) for step in steps),
+        peak_memory_bytes=peak_memory_bytes(),
     )
     write_text(result_path(folder), result.model_dump_json(indent=2))
-    return result
 
 
-def _train(trainer: Trainer, folder: Path, progress: Progress) -> None:
-    """Steps from the last checkpoint, or from the start, to the end."""
-    config, state = trainer.config, folder / "state"
-    position = load_checkpoint(state, trainer.student.model, trainer.guard, trainer.stepper)
-    first = 0
-    if position is not None:
-        first, start = int(str(position["step"])), position["on_policy_from"]
-        trainer.phase = Phase(None if start is None else int(str(start)))
-    _keep_lines(folder / "metrics.jsonl", first)
-    _keep_lines(folder / "rollouts.jsonl", first)
-    for step in range(first, config.steps):
-        metrics, batch = trainer.step(step)
-        _append(folder / "metrics.jsonl", [metrics.model_dump()])
-        _append(folder / "rollouts.jsonl", _texts(trainer.student, batch, metrics))
-        progress(f"recover: {metrics.phase.replace('_', '-')}, {metrics.loss:.3f} nats", step + 1, config.steps)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            position = {"step": step + 1, "on_policy_from": trainer.phase.on_policy_from}
-            save_checkpoint(state, trainer.student.model, trainer.guard, trainer.stepper, position)
-
-
-def _terms(
-    config: Recover, teachers: tuple[Teacher, ...], seed: int, folder: Path, progress: Progress
-) -> list[TermData]:
-    """Prompts and teacher of every term; what the terms train on is saved with the run, once."""
-    path = folder / "prompts.jsonl"
-    saved = read_jsonl(path) if path.is_file() else None
-    terms = []
-    for index, (term, teacher) in enumerate(zip(config.terms, teachers, strict=True)):
-        progress(f"prompts: {term.prompts}", index, len(config.terms))
-        prompts = _saved_prompts(saved, index) if saved else _new_prompts(config, term, teacher, seed)
-        terms.append(TermData(prompts, teacher, term.weight))
-    if saved is None:
-        rows = [{"term": i, "text": p.text, "ids": p.ids} for i, term in enumerate(terms) for p in term.prompts]
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return terms
-
-
-def _new_prompts(config: Recover, term: Term, teacher: Teacher, seed: int) -> list[Prompt]:
-    prompts = load_prompts(term.prompts, teacher.model, term.num_prompts, seed, "train")
-    return fitting(prompts, config.rollout.max_prompt_tokens)
-
-
-def _saved_prompts(rows: list[dict], term: int) -> list[Prompt]:
-    return [Prompt(row["text"], tuple(row["ids"])) for row in rows if row["term"] == term]
-
-
-def _texts(student: LanguageModel, batch: list[TermBatch], metrics: RecoverStep) -> list[dict[str, object]]:
-    """The step's rollouts as text."""
-    rows: list[dict[str, object]] = []
-    for index, term in enumerate(batch):
-        rollouts = term.rollouts
-        prompt_BT = rollouts.attention_BT & ~rollouts.completion_BT
-        for tokens, mask, answer in zip(rollouts.tokens_BT, prompt_BT, rollouts.completions(), strict=True):
-            prompt, completion = student.tokenizer.decode(tokens[mask]), student.tokenizer.decode(answer)
-            rows.append(
-                {
-                    "step": metrics.step,
-                    "phase": metrics.phase,
-                    "term": index,
-                    "prompt": prompt,
-                    "completion": completion,
-                }
-            )
-    return rows
-
-
-def _append(path: Path, rows: list[dict]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _keep_lines(path: Path, before_step: int) -> None:
-    """Drop the lines of steps that are about to be taken again, and a line that was cut off in the middle."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] >= before_step:
-            break
-        kept.append(line)
-    write_text(path, "".join(kept))
-
-
-def _read_steps(folder: Path) -> list[RecoverStep]:
-    return [RecoverStep.model_validate(row) for row in read_jsonl(folder / "metrics.jsonl")]
-
-
-def _peak_memory_bytes() -> int:
-    """Peak of the accelerator where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _seconds(step: RecoverStep) -> float:
+    return step.seconds_sampling + step.seconds_teacher + step.seconds_student + step.seconds_optimizer

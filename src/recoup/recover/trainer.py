@@ -2,166 +2,170 @@
 
 On-policy self-distillation (arXiv 2604.15794; 2601.19897): the student answers prompts, a historical checkpoint of the same
 model scores every token it wrote, and the student moves towards the teacher's distribution there. Where we differ: a
-compressed student stays on its structure (`structure.guard`), and it may begin on teacher-written text (`bootstrap`).
+compressed student stays on its structure (`structure.guard`), it may begin on teacher-written text (`bootstrap`), and rollouts
+may be reused or drawn ahead (`buffer`).
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from recoup import divergence
-from recoup.config import Recover, Rollout
-from recoup.data.prompts import Prompt
-from recoup.models.load import LanguageModel
-from recoup.models.logits import completion_logits
-from recoup.models.sample import Rollouts, Sampling, sample
-from recoup.recover.bootstrap import Phase
-from recoup.recover.objective import MicroBatch, TermBatch, micro_batches, shared_logits, weighted_sum
-from recoup.recover.rollout import SamplingCopy, prompts_of_step, seed_of, shares
-from recoup.recover.teacher import Teacher
+from recoup.config import Recover
+from recoup.models.backends import BACKENDS, Setup
+from recoup.models.sample import Rollouts
+from recoup.recover.balance import Balance
+from recoup.recover.buffer import Batch, RolloutBuffer
+from recoup.recover.collapse import Tally, Vitals, tally
+from recoup.recover.compute import ComputeCopy
+from recoup.recover.draws import Drawer
+from recoup.recover.learner import Learner
+from recoup.recover.measures import Clock, Sums
+from recoup.recover.objective import TermBatch, micro_batches, term_batches
+from recoup.recover.position import Position
+from recoup.recover.schedule import allowed_tokens
+from recoup.recover.teachers import after_step
+from recoup.recover.terms import TermData
 from recoup.results import RecoverStep
-from recoup.structure.guard import Guard
-from recoup.training.optimizer import Schedule, Stepper, StepSettings, learning_rate
-
-PLAIN_ATTENTION_TOKENS = 512
+from recoup.training.memory import out_of_memory, smaller
+from recoup.training.optimizer import Schedule, Stepper, learning_rate
+from recoup.training.processes import Processes
 
 
 @dataclass(frozen=True)
-class TermData:
-    """One term of the objective, ready to use."""
+class Parts:
+    """What a trainer is put together from."""
 
-    prompts: list[Prompt]
-    teacher: Teacher
-    weight: float
-
-
-@dataclass
-class Clock:
-    """Seconds by part of a step."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "teacher": 0.0, "student": 0.0})
-
-    def add(self, part: str, since: float) -> None:
-        """Add the time since `since`, of `time.perf_counter`, to a part."""
-        self.seconds[part] += time.perf_counter() - since
+    compute: ComputeCopy
+    stepper: Stepper
+    terms: Sequence[TermData]
+    processes: Processes
+    folder: Path  # of the stage
 
 
 class Trainer:
     """A recovery in progress; `step` takes it one optimizer step further."""
 
-    def __init__(self, config: Recover, student: LanguageModel, guard: Guard, terms: list[TermData], seed: int) -> None:
-        self.config, self.student, self.guard, self.terms, self.seed = config, student, guard, terms, seed
-        self.phase = Phase()
-        settings = StepSettings(config.precision, config.weight_decay, config.max_grad_norm)
-        self.stepper = Stepper(guard, settings)
-        self.schedule = Schedule(
+    def __init__(self, config: Recover, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+        self.position = Position(balance=Balance.start(len(parts.terms)))
+        self.micro_batch_size = config.micro_batch_size
+        self._learner = Learner(config, parts.compute, parts.stepper)
+        self._schedule = Schedule(
             config.steps, config.warmup_steps, config.learning_rate, config.min_learning_rate_fraction
         )
-        self.divergence = divergence.named(config.divergence, config.jensen_shannon_beta)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.sampler = SamplingCopy(student, dtype)
-        _choose_attention(student, config.rollout)
+        self._may_write = any(term.config.completions == "student" for term in parts.terms)
+        rollout, model = config.rollout, parts.compute.model
+        setup = Setup(model, model.model.dtype, parts.folder, rollout.server, rollout.asynchronous)
+        self._backend = BACKENDS[rollout.backend](setup)
+        self._drawer = Drawer(config, parts.terms, model, self._backend, parts.processes)
+        self.buffer = RolloutBuffer(rollout, config.steps, self._backend.follow, self._drawer.by_student)
+        parts.compute.choose_attention(rollout)
 
     def step(self, step: int) -> tuple[RecoverStep, list[TermBatch]]:
-        """Sample, score, compare, step; returns the metrics and what was sampled.
+        """Sample, score, compare, step; returns the metrics of all processes, and this one's rollouts.
 
         Raises:
-            TrainingError: the loss or the gradient is NaN or infinite.
+            TrainingError: the loss or the gradient is NaN or infinite; no weight was changed.
         """
         clock = Clock()
-        batch, overlap = self._rollouts(step, clock)
-        losses = [self._backward(part, clock) for part in self._micro_batches(batch)]
-        began = time.perf_counter()
-        rate = learning_rate(self.schedule, step)
-        norm = self.stepper.step(rate)
-        clock.add("student", began)
-        lengths = torch.cat([term.rollouts.completion_BT.sum(-1) for term in batch])
+        with clock("sampling"):
+            rollouts, overlap = self._rollouts(step)
+            vitals, num_tokens = self._vitals(rollouts)
+        batch = self._batch(rollouts, step)
+        sums = self._gradients(batch, clock).over(self.parts.processes)
+        with clock("optimizer"):
+            rate, norm = self._update(step)
+        phase = "off_policy" if self.position.phase.on_policy_from is None else "on_policy"
         metrics = RecoverStep(
             step=step,
-            phase="off_policy" if self.phase.on_policy_from is None else "on_policy",
-            loss=sum(losses),
+            phase=phase,
             grad_norm=norm,
             learning_rate=rate,
-            num_tokens=int(lengths.sum()),
-            completion_tokens_mean=float(lengths.float().mean()),
+            num_tokens=num_tokens,
+            completion_tokens_mean=num_tokens / self.config.batch_size,
             overlap=overlap,
-            **{f"seconds_{part}": seconds for part, seconds in clock.seconds.items()},
+            staleness=self.buffer.staleness_of(step) if phase == "on_policy" else None,
+            repetition=vitals.repetition,
+            entropy_nats=vitals.entropy,
+            roll_backs=self.position.roll_backs,
+            **sums.metrics(),
+            **clock.metrics(),
         )
+        self._move_on(step, vitals, sums)
         return metrics, batch
 
-    def _micro_batches(self, batch: list[TermBatch]) -> Iterator[MicroBatch]:
-        return micro_batches(batch, self.config.micro_batch_size, self.config.skip_tokens)
+    def collapsed(self) -> str | None:
+        """Which bound of the guards the last steps broke, in one sentence; null while all is well."""
+        return self.position.watch.verdict(self.config.guards)
 
-    def _rollouts(self, step: int, clock: Clock) -> tuple[list[TermBatch], float | None]:
+    def _rollouts(self, step: int) -> tuple[Batch, float | None]:
         """Rollouts by whoever writes at this step; the overlap where the bootstrap rule asks for it."""
-        overlap = None
-        if self.phase.must_measure(self.config.bootstrap, step):
-            batch = self._sample(step, clock, by_student=True)
-            overlap = self._overlap(batch, clock)
-            self.phase = self.phase.after(self.config.bootstrap, step, overlap)
-            if self.phase.on_policy_from is not None:
-                return batch, overlap
-        self.phase = self.phase.after(self.config.bootstrap, step, None)
-        return self._sample(step, clock, by_student=self.phase.on_policy_from is not None), overlap
+        overlap, rule, phase = None, self.config.bootstrap, self.position.phase
+        if self._may_write:
+            if phase.must_measure(rule, step):
+                self._backend.follow()
+                overlap = self._overlap(self._drawer.by_student([step])[step])
+            phase = phase.after(rule, step, overlap)
+            self.position = replace(self.position, phase=phase)
+        drawn = self._drawer.by_teacher(step) if phase.on_policy_from is None else self.buffer.rollouts_of(step)
+        return drawn, overlap
 
-    def _sample(self, step: int, clock: Clock, *, by_student: bool) -> list[TermBatch]:
-        began = time.perf_counter()
-        if by_student:
-            self.sampler.follow()
-        counts = shares(self.config.batch_size, len(self.terms), step)
-        total = sum(term.weight for term, count in zip(self.terms, counts, strict=True) if count)
-        batch = []
-        for index, (term, count) in enumerate(zip(self.terms, counts, strict=True)):
-            if count:
-                writer = self.sampler.model if by_student else term.teacher.model
-                rollouts = self._complete(writer, term, count, (step, index))
-                batch.append(TermBatch(rollouts, term.teacher, term.weight / total))
-        clock.add("sampling", began)
-        return batch
+    def _overlap(self, rollouts: Batch) -> float:
+        """Mean sum_v min(p_T, p_S) over the first micro-batch of what the student wrote for its first term, whoever drew it."""
+        processes, size = self.parts.processes, self.config.micro_batch_size
+        index = next(i for i, term in enumerate(self.parts.terms) if term.config.completions == "student")
+        batch = [term for term in self._batch(rollouts, 0) if term.index == index]
+        mine = len(processes.mine(size))
+        first = next(micro_batches(self.config, batch, mine), None) if mine else None
+        total, count = processes.sum((0.0, 0.0) if first is None else self._learner.overlap(first))
+        return total / max(1.0, count)
 
-    def _complete(self, writer: LanguageModel, term: TermData, count: int, place: tuple[int, int]) -> Rollouts:
-        step, index = place
-        prompts = prompts_of_step(term.prompts, step, count, seed_of(self.seed, index))
-        # one length per forward pass wastes no pads; sampling sorts for itself
-        prompts = sorted(prompts, key=lambda prompt: len(prompt.ids))
-        settings = Sampling(
-            self.config.rollout.max_tokens, self.config.rollout.temperature, seed_of(self.seed, step, index)
-        )
-        return sample(writer, [prompt.ids for prompt in prompts], settings)
+    def _batch(self, rollouts: Batch, step: int) -> list[TermBatch]:
+        terms, balance = self.parts.terms, self.position.balance
+        weights = [term.config.weight for term in terms]
+        factors = balance.factors(weights) if self.config.balance == "gradient_norm" else (1.0,) * len(terms)
+        return term_batches(self.config, terms, rollouts, (step, factors), self.parts.processes)
 
-    def _overlap(self, batch: list[TermBatch], clock: Clock) -> float:
-        """Mean sum_v min(p_T, p_S) over the first micro-batch of what the student wrote."""
-        began = time.perf_counter()
-        part = next(self._micro_batches(batch))
-        teacher = shared_logits(part.teacher.score(part.rollouts), part.scored_N, part.teacher.num_shared)
-        with torch.inference_mode():
-            student = completion_logits(self.sampler.model.model, part.rollouts)
-            value = divergence.overlap(shared_logits(student, part.scored_N, part.teacher.num_shared), teacher).mean()
-        clock.add("teacher", began)
-        return float(value)
+    def _gradients(self, batch: list[TermBatch], clock: Clock) -> Sums:
+        """Of the whole batch; with smaller micro-batches from now on where memory runs out."""
+        while True:
+            sums = Sums.start(len(self.parts.terms))
+            try:
+                for part in micro_batches(self.config, batch, self.micro_batch_size):
+                    sums = self._learner.learn(part, sums, clock)
+            except Exception as error:
+                if not (self.config.memory.shrink_micro_batch and out_of_memory(error)):
+                    raise
+                self.micro_batch_size = smaller(self.micro_batch_size)
+            else:
+                return sums
+            self.parts.stepper.forget_gradients()
+            torch.cuda.empty_cache()
 
-    def _backward(self, part: MicroBatch, clock: Clock) -> float:
-        """Gradients of one micro-batch; returns its share of the loss, nats per token."""
-        began = time.perf_counter()
-        targets = shared_logits(part.teacher.score(part.rollouts), part.scored_N, part.teacher.num_shared)
-        clock.add("teacher", began)
-        began = time.perf_counter()
-        with self.stepper.autocast():
-            logits = completion_logits(self.student.model, part.rollouts)
-        logits = shared_logits(logits, part.scored_N, part.teacher.num_shared)
-        loss = weighted_sum(self.divergence(logits, targets.clone()), part.token_weight)
-        self.stepper.backward(loss)
-        clock.add("student", began)
-        return float(loss.detach())
+    def _update(self, step: int) -> tuple[float, float]:
+        """The optimizer's step, and all that follows the student; returns learning rate and gradient norm."""
+        slowed = self.config.guards.learning_rate_factor**self.position.roll_backs
+        rate = learning_rate(self._schedule, step) * slowed
+        norm = self.parts.stepper.step(rate)
+        self.parts.compute.follow()
+        after_step([term.teacher for term in self.parts.terms], step)
+        return rate, norm
 
+    def _vitals(self, rollouts: Batch) -> tuple[Vitals, int]:
+        """Signs of life of what was written, and completion tokens, over all processes."""
+        cap = allowed_tokens(self.config.rollout, 0, self.config.steps)
+        mine = sum((tally(part, part.logp_BT, cap) for part in rollouts if part is not None), Tally())
+        num_tokens = sum(int(part.completion_BT.sum()) for part in rollouts if isinstance(part, Rollouts))
+        every = mine.over(self.parts.processes.sum)
+        return every.vitals(), int(self.parts.processes.sum([num_tokens])[0])
 
-def _choose_attention(student: LanguageModel, rollout: Rollout) -> None:
-    """Plain attention for short rollouts on a CPU: torch's fused backward takes twice its time there.
-
-    Measured at 12 rollouts of 104 tokens, SmolLM2-135M: a third of the student's backward pass. Plain attention keeps
-    T × T scores per head and layer for the backward pass, so long rollouts keep the fused kernel.
-    """
-    if student.device.type == "cpu" and rollout.max_prompt_tokens + rollout.max_tokens <= PLAIN_ATTENTION_TOKENS:
-        student.model.set_attn_implementation("eager")
+    def _move_on(self, step: int, vitals: Vitals, sums: Sums) -> None:
+        """The position after the step."""
+        position = replace(self.position, step=step + 1)
+        if position.phase.on_policy_from is not None:
+            position = replace(position, watch=position.watch.after(self.config.guards, step, vitals))
+        if self.config.balance == "gradient_norm":
+            position = replace(position, balance=position.balance.after(sums.gradient_norms()))
+        self.position = position

@@ -8,7 +8,8 @@
 
 Instead of wrapping layers, the guard keeps what trains beside the model (see `trainable`), so forward passes and decoding cost
 nothing extra, and the model can be saved or sampled from at any moment. A weight under a mask alone needs no
-copy: its gradient is masked, and projecting is multiplying by the mask.
+copy: its gradient is masked, and projecting is multiplying by the mask. A copy of the model in another type may compute
+in its place (`listen`): its gradients are taken as the model's.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from recoup.errors import StructureError
 from recoup.structure.spec import Constraint, Structure
-from recoup.structure.trainable import Latent, LoRA, LowRank, Scales, Trainable
+from recoup.structure.trainable import Latent, LoRA, LowRank, Scales, Trainable, add_gradient
 
 Training = Literal["weights", "lora", "scales"]
 FREE = Constraint()  # of a weight that the structure does not name
@@ -58,6 +59,18 @@ class Guard:
             weight.requires_grad_(name in self._plan)
         for position, name in enumerate(self._plan):
             self._prepare(name, lora and replace(lora, seed=lora.seed + position))
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the weights that train, whatever of them the optimizer moves."""
+        return tuple(self._plan)
+
+    def listen(self, copy: nn.Module) -> None:
+        """Take the gradients of `copy`, whose parameters are named as the model's, as the model's own; the copy keeps none."""
+        for name, weight in copy.named_parameters():
+            weight.requires_grad_(name in self._plan)
+            if name in self._plan:
+                self._hooks.append(weight.register_post_accumulate_grad_hook(self._taking(name)))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the optimizer moves, in a fixed order."""
@@ -115,22 +128,24 @@ class Guard:
         if trainable is not None:
             self._trainables[name] = trainable
         if trainable is not None or constraint.mask_OI is not None:
-            self._hooks.append(weight.register_post_accumulate_grad_hook(_passing_on(trainable, constraint)))
+            self._hooks.append(weight.register_post_accumulate_grad_hook(self._taking(name)))
 
+    def _taking(self, name: str) -> Callable[[Tensor], None]:
+        """A hook that takes a finished gradient off the weight that it came to, masks it, and gives it to what trains."""
+        constraint, trainable = self.structure.constraints.get(name, FREE), self._trainables.get(name)
+        own = self._weights[name]
 
-def _passing_on(trainable: Trainable | None, constraint: Constraint) -> Callable[[Tensor], None]:
-    """A hook that masks a weight's finished gradient and gives it to what trains; the weight's own is freed."""
+        def take(weight: Tensor) -> None:
+            gradient, weight.grad = weight.grad, None
+            assert gradient is not None, "called once a gradient is there"
+            if constraint.mask_OI is not None:
+                constraint.view_OI(gradient).mul_(constraint.mask_OI)
+            if trainable is not None:
+                trainable.pull(gradient.to(own.dtype))
+            else:
+                add_gradient(own, gradient)
 
-    def pass_on(weight: Tensor) -> None:
-        gradient = weight.grad
-        assert gradient is not None, "called once a gradient is there"
-        if constraint.mask_OI is not None:
-            constraint.view_OI(gradient).mul_(constraint.mask_OI)
-        if trainable is not None:
-            trainable.pull(gradient)
-            weight.grad = None
-
-    return pass_on
+        return take
 
 
 def _check_fits(weights: Mapping[str, Tensor], structure: Structure) -> None:

@@ -122,8 +122,8 @@ class Scales(Trainable):
 
 
 def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to a parameter's gradient."""
-    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    """Add to a parameter's gradient, in the parameter's type."""
+    parameter.grad = gradient.to(parameter.dtype) if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _projected(constraint: Constraint, weight: Tensor) -> tuple[Constraint, Tensor]:

@@ -1,6 +1,6 @@
-"""One optimizer step: AdamW on fp32 weights under bf16 autocast, through the guard, via accelerate.
+"""One optimizer step on fp32 weights, through the guard, via accelerate.
 
-accelerate places the optimizer and reduces gradients; the guard says what trains, and lays the projected weights into
+accelerate places the optimizer and sums gradients over processes; the guard says what trains, and lays the projected weights into
 the model after the step (see `structure.guard`). The learning rate is a pure function of the step, so a resumed run needs
 no scheduler state.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from recoup.errors import TrainingError
 from recoup.structure.guard import Guard
-
-ADAM_BETAS = (0.9, 0.999)  # AdamW as SDFT trains (2601.19897, appendix)
+from recoup.training import optimizers
+from recoup.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,25 @@ class StepSettings:
     precision: Literal["bf16", "fp32"] = "bf16"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    optimizer: optimizers.OptimizerName = "adamw"
 
 
 class Stepper:
     """Owns the optimizer of what a guard lets train, in fp32; gradients add up until `step`."""
 
-    def __init__(self, guard: Guard, settings: StepSettings) -> None:
+    def __init__(self, guard: Guard, settings: StepSettings, processes: Processes = ALONE) -> None:
         # accumulation is ours: micro-batches differ in tokens, and each loss is already its share of the batch's
         # and so is autocast: accelerate fixes one precision per process, but a run fine-tunes and recovers in its own
         self.accelerator = Accelerator(
             mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
         )
         self._settings = settings
-        self._guard = guard
+        self._guard, self._processes = guard, processes
         self._parameters = list(guard.parameters())
         assert self._parameters, "no weight to train"
-        optimizer = torch.optim.AdamW(
-            self._parameters, lr=0.0, betas=ADAM_BETAS, weight_decay=settings.weight_decay, fused=True
+        self.optimizer = self.accelerator.prepare(
+            optimizers.build(settings.optimizer, self._parameters, settings.weight_decay)
         )
-        self.optimizer = self.accelerator.prepare(optimizer)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context that forward passes run in."""
@@ -77,27 +77,35 @@ class Stepper:
         """Add the gradients of one micro-batch's share of the loss.
 
         Raises:
-            TrainingError: the loss is NaN or infinite.
+            TrainingError: the loss is NaN or infinite; of several processes none raises here, lest the others wait for
+                it: `step` finds the gradient's norm, of which all know.
         """
-        if not torch.isfinite(loss):
+        if self._processes.number == 1 and not torch.isfinite(loss):
             raise TrainingError(f"the loss is {loss.item()}; lower learning_rate, or set precision: fp32")
         self.accelerator.backward(loss)
 
     def step(self, rate: float) -> float:
-        """Clip, step at learning rate `rate`, project, clear the gradients; returns the norm before clipping.
+        """Sum over processes, clip, step at learning rate `rate`, project, clear the gradients.
+
+        Returns:
+            The gradient's norm before clipping.
 
         Raises:
             TrainingError: the gradient norm is NaN or infinite; no weight was changed.
         """
+        self._processes.sum_gradients(self._parameters)
         norm = float(self.accelerator.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient norm is {norm}; lower learning_rate, or set precision: fp32")
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        optimizers.set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self._guard.project()
-        self.optimizer.zero_grad()
+        self.forget_gradients()
         return norm
+
+    def forget_gradients(self) -> None:
+        """Start the next step's gradients anew."""
+        self.optimizer.zero_grad()
 
     @property
     def num_trained(self) -> int:
@@ -105,19 +113,13 @@ class Stepper:
         return sum(parameter.numel() for parameter in self._parameters)
 
     def optimizer_bytes(self) -> int:
-        """Memory of AdamW's moments, once a step was taken."""
-        return sum(value.numel() * value.element_size() for value in self.state().values())
+        """Memory of the optimizer's state, once a step was taken."""
+        return optimizers.state_bytes(self.optimizer)
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments and step counts by parameter position, for a checkpoint."""
-        per_parameter = self.optimizer.state_dict()["state"]
-        return {f"{index}.{key}": value for index, state in per_parameter.items() for key, value in state.items()}
+        """The optimizer's state by parameter position, for a checkpoint."""
+        return optimizers.state_tensors(self.optimizer)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from `state`."""
-        per_parameter: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            index, key = name.split(".")
-            per_parameter.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
+        optimizers.load_state_tensors(self.optimizer, tensors)

@@ -20,21 +20,25 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recoup.divergence.chunks import blocks
+
 LogitsNV = Float[Tensor, "N V"]
 PerTokenN = Float[Tensor, " N"]
 Formula = Callable[[LogitsNV, LogitsNV], tuple[PerTokenN, LogitsNV]]  # student logp, teacher logp → value, gradient
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # of float32: 4 MB stay in a core's cache, 256 MB fill a GPU
+FLOOR = (
+    -1e30
+)  # logp of an impossible token: its probability is 0 and 0 · logp is 0, where 0 · inf would not be a number
 
 
 def forward_kl(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV) -> PerTokenN:
     """KL(p_T ‖ p_S): the student must cover what the teacher says (the loss of all results of 2601.19897)."""
-    return _per_token(student_logits_NV, teacher_logits_NV, _forward_kl)
+    return _per_token(student_logits_NV, teacher_logits_NV, formula("forward_kl", 0.0))
 
 
 def reverse_kl(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV) -> PerTokenN:
     """KL(p_S ‖ p_T): the student must not say what the teacher would not (2604.15794)."""
-    return _per_token(student_logits_NV, teacher_logits_NV, _reverse_kl)
+    return _per_token(student_logits_NV, teacher_logits_NV, formula("reverse_kl", 0.0))
 
 
 def jensen_shannon(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV, beta: float) -> PerTokenN:
@@ -45,13 +49,7 @@ def jensen_shannon(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV, bet
     Raises:
         ValueError: beta is outside (0, 1).
     """
-    if not 0 < beta < 1:
-        raise ValueError(
-            f"beta must lie strictly between 0 and 1, got {beta}; use forward_kl or reverse_kl at the ends"
-        )
-    return _per_token(
-        student_logits_NV, teacher_logits_NV, lambda student, teacher: _jensen_shannon(student, teacher, beta)
-    )
+    return _per_token(student_logits_NV, teacher_logits_NV, formula("jensen_shannon", checked_beta(beta)))
 
 
 def overlap(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV) -> PerTokenN:
@@ -69,42 +67,71 @@ def named(divergence: str, jensen_shannon_beta: float) -> Callable[[LogitsNV, Lo
     return table[divergence]
 
 
+def formula(divergence: str, beta: float) -> Formula:
+    """Value and d value / d student logits of the divergence a config names, from both models' logp.
+
+    The one source of both, for logits here and for hidden states in `fused`. Log-probabilities must be finite (`FLOOR`
+    for impossible tokens). **What is passed is overwritten**: the work stays in the cache that holds it.
+    """
+    table: dict[str, Formula] = {
+        "forward_kl": _forward_kl,
+        "reverse_kl": _reverse_kl,
+        "jensen_shannon": lambda student, teacher: _jensen_shannon(student, teacher, beta),
+    }
+    return table[divergence]
+
+
+def checked_beta(beta: float) -> float:
+    """`beta` itself.
+
+    Raises:
+        ValueError: beta is outside (0, 1).
+    """
+    if not 0 < beta < 1:
+        raise ValueError(
+            f"beta must lie strictly between 0 and 1, got {beta}; use forward_kl or reverse_kl at the ends"
+        )
+    return beta
+
+
+def wide(kind: torch.dtype) -> torch.dtype:
+    """The type sums are worked out in: float64 for float64, else float32."""
+    return torch.float64 if kind == torch.float64 else torch.float32
+
+
 def _forward_kl(student_NV: LogitsNV, teacher_NV: LogitsNV) -> tuple[PerTokenN, LogitsNV]:
     q_NV = teacher_NV.exp()
-    value_N = _expectation(q_NV, teacher_NV - student_NV)
-    return value_N, student_NV.exp().sub_(q_NV)
+    value_N = _expectation(q_NV, teacher_NV.sub_(student_NV))
+    return value_N, student_NV.exp_().sub_(q_NV)
 
 
 def _reverse_kl(student_NV: LogitsNV, teacher_NV: LogitsNV) -> tuple[PerTokenN, LogitsNV]:
-    p_NV, gap_NV = student_NV.exp(), student_NV - teacher_NV
+    p_NV = student_NV.exp()
+    gap_NV = student_NV.sub_(teacher_NV)
     value_N = _expectation(p_NV, gap_NV)
-    return value_N, _product(p_NV, gap_NV - value_N[:, None])
+    return value_N, gap_NV.sub_(value_N[:, None]).mul_(p_NV)
 
 
 def _jensen_shannon(student_NV: LogitsNV, teacher_NV: LogitsNV, beta: float) -> tuple[PerTokenN, LogitsNV]:
     p_NV, q_NV = student_NV.exp(), teacher_NV.exp()
-    mixture_NV = ((1 - beta) * p_NV + beta * q_NV).log_()
-    gap_NV = student_NV - mixture_NV
-    student_N, teacher_N = _expectation(p_NV, gap_NV), _expectation(q_NV, teacher_NV - mixture_NV)
-    return (1 - beta) * student_N + beta * teacher_N, (1 - beta) * _product(p_NV, gap_NV - student_N[:, None])
+    smallest = torch.finfo(p_NV.dtype).tiny  # keeps log m finite where both have underflowed to 0 and add nothing
+    mixture_NV = torch.lerp(p_NV, q_NV, beta).clamp_min_(smallest).log_()
+    gap_NV = student_NV.sub_(mixture_NV)
+    student_N, teacher_N = _expectation(p_NV, gap_NV), _expectation(q_NV, teacher_NV.sub_(mixture_NV))
+    slope_NV = gap_NV.sub_(student_N[:, None]).mul_(p_NV).mul_(1 - beta)
+    return (1 - beta) * student_N + beta * teacher_N, slope_NV
 
 
 def _expectation(p_NV: LogitsNV, values_NV: LogitsNV) -> PerTokenN:
-    return _product(p_NV, values_NV).sum(-1)
-
-
-def _product(p_NV: LogitsNV, values_NV: LogitsNV) -> LogitsNV:
-    """Product p · value, where a token of probability 0 adds nothing, whatever its (infinite) value."""
-    return torch.where(p_NV > 0, p_NV * values_NV, 0)
+    return (p_NV * values_NV).sum(-1)
 
 
 def _logp(logits_NV: LogitsNV) -> LogitsNV:
-    wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
-    return torch.log_softmax(logits_NV, dim=-1, dtype=wide)
+    return torch.log_softmax(logits_NV, dim=-1, dtype=wide(logits_NV.dtype)).clamp_min_(FLOOR)
 
 
-def _per_token(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV, formula: Formula) -> PerTokenN:
-    value_N: PerTokenN = _Analytic.apply(student_logits_NV, teacher_logits_NV.detach(), formula)
+def _per_token(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV, rule: Formula) -> PerTokenN:
+    value_N: PerTokenN = _Analytic.apply(student_logits_NV, teacher_logits_NV.detach(), rule)
     return value_N
 
 
@@ -112,15 +139,13 @@ class _Analytic(torch.autograd.Function):
     """Value and gradient, a few rows at a time; the gradient waits in the student's own type."""
 
     @staticmethod
-    def forward(ctx: Any, student_logits_NV: Tensor, teacher_logits_NV: Tensor, formula: Formula) -> Tensor:
+    def forward(ctx: Any, student_logits_NV: Tensor, teacher_logits_NV: Tensor, rule: Formula) -> Tensor:
         keep = ctx.needs_input_grad[0]
         rows, vocabulary = student_logits_NV.shape
-        size = max(1, CHUNK_ELEMENTS.get(student_logits_NV.device.type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
         gradient_NV = torch.empty_like(student_logits_NV) if keep else None
         values = []
-        for start in range(0, rows, size):
-            chunk = slice(start, start + size)
-            value_N, slope_NV = formula(_logp(student_logits_NV[chunk]), _logp(teacher_logits_NV[chunk]))
+        for chunk in blocks(rows, vocabulary, student_logits_NV.device):
+            value_N, slope_NV = rule(_logp(student_logits_NV[chunk]), _logp(teacher_logits_NV[chunk]))
             values.append(value_N)
             if gradient_NV is not None:
                 gradient_NV[chunk] = slope_NV

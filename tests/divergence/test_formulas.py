@@ -62,7 +62,7 @@ def test_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         return value.detach(), student.grad
 
     whole = run()
-    monkeypatch.setattr("recoup.divergence.CHUNK_ELEMENTS", {"cpu": 14, "cuda": 14})  # two rows of seven
+    monkeypatch.setattr("recoup.divergence.chunks.BLOCK_ELEMENTS", {"cpu": 14, "cuda": 14})  # two rows of seven
     for expected, found in zip(whole, run(), strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -1,0 +1,41 @@
+"""Where a recovery stands, beside its weights: what a checkpoint keeps as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recoup.recover.balance import Balance
+from recoup.recover.bootstrap import Phase
+from recoup.recover.collapse import Watch
+
+
+@dataclass(frozen=True)
+class Position:
+    """`step` is the next step to take; `roll_backs` how often the run went back to a checkpoint."""
+
+    step: int = 0
+    phase: Phase = field(default_factory=Phase)
+    watch: Watch = field(default_factory=Watch)
+    balance: Balance = field(default_factory=Balance)
+    roll_backs: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` gives an equal position back."""
+        return {
+            "step": self.step,
+            "on_policy_from": self.phase.on_policy_from,
+            "watch": self.watch.to_dict(),
+            "balance": self.balance.to_dict(),
+            "roll_backs": self.roll_backs,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Position":
+        """The position that `to_dict` wrote."""
+        return cls(
+            saved["step"],
+            Phase(saved["on_policy_from"]),
+            Watch.from_dict(saved["watch"]),
+            Balance.from_dict(saved["balance"]),
+            saved["roll_backs"],
+        )
