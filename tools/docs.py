@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,13 +16,14 @@ from typer.testing import CliRunner
 from recoup import show
 from recoup.cli import app
 from recoup.report import score_table_markdown
+from tools.benchmark import benchmark
 from tools.evidence import RESULTS, Evidence, read_evidence
 from tools.structure_table import structure_table, trained_table
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GIB = 2**30
-FILLED = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "structures.md")
+FILLED = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "structures.md", ROOT / "docs" / "benchmarks.md")
 
 
 def cli_reference() -> str:
@@ -122,7 +124,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "overview of this folder": lambda: overview(""),
     "structures": structure_table,
     "what trains": trained_table,
-}
+} | {f"benchmark {name}": partial(benchmark, name) for name in ("end_to_end", "sdft", "sampling", "divergence")}
 
 
 def fill(text: str) -> str:

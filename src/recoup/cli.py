@@ -77,6 +77,21 @@ def run(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `configs/` holds one per kind of run.")],
+    settings: Settings = None,
+) -> None:
+    """Predict memory and time of a run's repair before anything is loaded, and what would need less.
+
+    Example: `recoup plan configs/qwen2.5-7b-science-nf4.yaml recover.train.what=lora`
+    """
+    from recoup.plan.run import run as predict
+    from recoup.plan.show import planned
+
+    planned(out, predict(load_config(config, settings or []), Path("results")))
+
+
+@app.command()
 def degrade(
     model: Model,
     method: Annotated[str, typer.Option(help="See `recoup ls methods`.")],

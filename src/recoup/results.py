@@ -130,7 +130,9 @@ class RecoverStep(Record):
     num_tokens: int  # completion tokens in this step
     completion_tokens_mean: float
     overlap: float | None = None  # sum_v min(p_T, p_S) on student samples, where measured
-    staleness: int | None = None  # optimizer steps between the weights that wrote the rollouts and those that trained on them
+    staleness: int | None = (
+        None  # optimizer steps between the weights that wrote the rollouts and those that trained on them
+    )
     effective_share: float | None = None  # effective sample size of the importance weights, as a share of the tokens
     repetition: float | None = None  # share of 4-grams that repeat within their completion
     entropy_nats: float | None = None  # mean −log p of the drawn tokens

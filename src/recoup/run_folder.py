@@ -115,6 +115,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def settle(path: Path) -> None:
+    """Undo what a killed `atomic_folder` left: a folder that stepped aside comes back, half-written ones go."""
+    for aside in path.parent.glob(f".{path.name}.old.*"):
+        if (aside / path.name).exists() and not path.exists():
+            (aside / path.name).rename(path)
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left)
+
+
 def _replace_folder(new: Path, old: Path) -> None:
     """Rename cannot replace a folder that is not empty, so the old one steps aside first."""
     if not old.exists():

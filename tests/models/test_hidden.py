@@ -28,14 +28,20 @@ def test_head_of_every_layout(tiny_models: dict[str, Path], layout: str) -> None
 
 @pytest.mark.parametrize(
     ("layout", "changes"),
-    [("gemma3_text", {"final_logit_softcapping": 2.0}), ("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 4.0})],
+    [
+        ("gemma3_text", {"final_logit_softcapping": 2.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("granite", {"logits_scaling": 4.0}),
+    ],
 )
 def test_what_stands_around_a_head(layout: str, changes: dict[str, Any], tmp_path: Path) -> None:
     folder = save_tiny(layout, tmp_path, **changes)
     assert largest_gap(folder) < 1e-5
     head = head_of(load(str(folder)).model)
     # Cohere multiplies by logit_scale 0.25; Granite divides by logits_scaling 4
-    assert (head.softcap, head.scale) == ((2.0, 1.0) if layout == "gemma3_text" else (None, pytest.approx(0.25, rel=1e-4)))
+    assert (head.softcap, head.scale) == (
+        (2.0, 1.0) if layout == "gemma3_text" else (None, pytest.approx(0.25, rel=1e-4))
+    )
 
 
 def test_gradients_reach_the_backbone(tiny_models: dict[str, Path]) -> None:

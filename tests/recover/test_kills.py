@@ -161,7 +161,6 @@ def test_killed_before_each_rename(start: Start, whole: tuple[Path, float], tmp_
     assert number > 6  # prompts, three checkpoints, the repaired model and the result were all interrupted once
 
 
-@pytest.mark.xfail(strict=True, reason="between its two renames, atomic_folder leaves nothing at the path")
 def test_a_kill_costs_one_checkpoint_at_most(start: Start, tmp_path: Path) -> None:
     for number in itertools.count(1):
         folder = tmp_path / f"rename{number}"

@@ -9,8 +9,8 @@ from recoup.config import Bootstrap
 from recoup.data.prompts import Prompt
 from recoup.models.sample import pack
 from recoup.recover.bootstrap import Phase
-from recoup.recover.schedule import scored_tokens
 from recoup.recover.rollout import prompts_of_step, seed_of, shares
+from recoup.recover.schedule import scored_tokens
 
 ROLLOUTS = pack([[1, 2], [3]], [[4, 5, 6], [7]], pad=0)
 

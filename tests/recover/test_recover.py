@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,9 @@ def test_overlap_decides_when_the_student_writes(
         changed(short, steps=2, bootstrap=rule), RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path / "never"
     )
     assert never.on_policy_from_step is None
-    measured = [json.loads(line)["overlap"] for line in (tmp_path / "never" / "metrics.jsonl").read_text().split("\n")[:-1]]
+    measured = [
+        json.loads(line)["overlap"] for line in (tmp_path / "never" / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
     assert all(0 < value < 1 for value in measured)
 
 
@@ -205,7 +208,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, passes: range) -> None:
     """Make the loss NaN in these forward passes of the run; there are two micro-batches a step."""
     count = itertools.count()
 
-    def poisoned(*arguments: object) -> fused.Compared:
+    def poisoned(*arguments: Any) -> fused.Compared:
         found = fused.compare(*arguments)
         return replace(found, loss=found.loss * float("nan")) if next(count) in passes else found
 

@@ -241,9 +241,8 @@ class Recover(Node):
 
     @model_validator(mode="after")
     def _some_tokens_are_scored(self) -> "Recover":
-        shortest = self.rollout.start_tokens or self.rollout.max_tokens
+        field = "max_tokens" if self.rollout.start_tokens is None else "start_tokens"
+        shortest = getattr(self.rollout, field)
         if self.skip_tokens >= shortest:
-            raise ValueError(
-                f"skip_tokens {self.skip_tokens} leaves nothing of completions of {shortest} tokens; lower it"
-            )
+            raise ValueError(f"skip_tokens {self.skip_tokens} leaves nothing of rollout.{field} {shortest}; lower it")
         return self

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from recoup.data.chat import opened_user_turn, prompt_ids
-from recoup.data.sft import COMPLETION_FIELDS, _tagged, _text, end_of_turn
+from recoup.data.sft import COMPLETION_FIELDS, completion_text, end_of_turn, tagged
 from recoup.errors import DataError
 from recoup.models.load import LanguageModel
 from recoup.models.sample import Sampling, sample
@@ -221,10 +221,10 @@ def _named_answer(row: dict[str, Any], question: tuple[dict[str, str], ...], whe
     if name is None:
         return None
     try:
-        text = _text(row[name], where)
+        text = completion_text(row[name], where)
     except DataError:
         return None
-    return _tagged(list(question), text) if name == "answer" else text
+    return tagged(list(question), text) if name == "answer" else text
 
 
 def _of_group(rows: list[_Row], group: str | None, source: str) -> list[_Row]:

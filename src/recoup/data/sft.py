@@ -128,18 +128,23 @@ def _conversation(row: dict[str, Any], where: str) -> tuple[Messages, str]:
     field = next((name for name in COMPLETION_FIELDS if row.get(name)), None)
     if field is None:
         raise DataError(f"{where}: no completion; expected one of the fields {', '.join(COMPLETION_FIELDS)}")
-    text = _text(row[field], f"{where}: {field!r}")
-    return prompt, _tagged(prompt, text) if field == "answer" else text
+    text = completion_text(row[field], f"{where}: {field!r}")
+    return prompt, tagged(prompt, text) if field == "answer" else text
 
 
-def _text(value: Any, where: str) -> str:
+def completion_text(value: Any, where: str) -> str:
+    """A completion that a row gives as text, or as a list of texts that are joined by line ends.
+
+    Raises:
+        DataError: it is neither.
+    """
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise DataError(f"{where} is neither text nor a list of texts")
     return "\n".join(parts)
 
 
-def _tagged(prompt: Messages, answer: str) -> str:
+def tagged(prompt: Messages, answer: str) -> str:
     """A single letter in the tags that the system prompt asks for; any other answer as it is."""
     asks = any(message["role"] == "system" and ANSWER_TAG in message["content"] for message in prompt)
     return f"<answer>\n{answer}\n</answer>" if asks and re.fullmatch("[A-Z]", answer) else answer

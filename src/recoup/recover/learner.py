@@ -40,6 +40,7 @@ class Learner:
         self._rule = Rule(config.divergence, config.jensen_shannon_beta)
         settings = config.hidden_states
         self._pairs = BlockPairs(settings, compute.model.model) if settings else None
+        self._said: dict[tuple[int, bytes], Targets] = {}
 
     def learn(self, part: MicroBatch, sums: Sums, clock: Clock) -> Sums:
         """Add the micro-batch's gradients to those of what trains; returns the sums with its figures.
@@ -83,12 +84,26 @@ class Learner:
                 if self._pairs:
                     model = watched.enter_context(teacher.model()).model
                     theirs = self._pairs.of_teacher(watched, model, part.to_teacher)
-                targets = teacher.score(part.to_teacher)
+                targets = self._score(part)
         with clock("student"), ExitStack() as watched, self._compute.learning():
             if self._pairs and theirs:
                 mine = self._pairs.of_student(watched, part.rollouts)
             hidden_ND = completion_hidden(self._compute.model.model, part.rollouts)
         return Seen(targets, hidden_ND, theirs, mine)
+
+    def _score(self, part: MicroBatch) -> Targets:
+        """What the teacher says; said once of rollouts that serve several steps, where the teacher does not move."""
+        teacher = part.batch.term.teacher
+        if self._config.rollout.uses == 1 or teacher.identity is None or self._pairs:
+            return teacher.score(part.to_teacher)
+        key = part.batch.index, part.to_teacher.tokens_BT.cpu().numpy().tobytes()
+        if key not in self._said:
+            self._said[key] = teacher.score(part.to_teacher)
+        return self._said[key]
+
+    def forget(self) -> None:
+        """Forget what teachers said: new rollouts come."""
+        self._said.clear()
 
     def _weights(self, part: MicroBatch, hidden_ND: Tensor) -> tuple[Tensor, float]:
         """Weights of the tokens, corrected for whoever drew them; and how many tokens they are worth, 0 if uncorrected."""

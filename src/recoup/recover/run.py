@@ -26,11 +26,11 @@ from recoup.recover.terms import read_terms, write_prompts
 from recoup.recover.trackers import Log, check_trackers, open_trackers
 from recoup.recover.trainer import Parts, Trainer
 from recoup.results import RecoverResult, RecoverStep
-from recoup.run_folder import make_folder, result_path, write_text
+from recoup.run_folder import make_folder, result_path, settle, write_text
 from recoup.structure.guard import Guard
 from recoup.structure.infer import merge, shapes_against
 from recoup.structure.spec import Structure
-from recoup.training.memory import peak_memory_bytes
+from recoup.training.memory import keep_freed_memory, peak_memory_bytes
 from recoup.training.optimizer import Stepper, StepSettings
 from recoup.training.plan import lora_of, training_plan
 from recoup.training.processes import Processes, all_processes
@@ -77,10 +77,18 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     check_trackers(config.trackers)
     make_folder(folder)
     processes = all_processes()
+    processes.on_main(partial(_settle, folder))
+    keep_freed_memory()
     repair = _load(config, inputs, folder, progress if processes.is_main else silent)
     _train(repair, progress if processes.is_main else silent)
     processes.on_main(partial(_finish, repair))
     return RecoverResult.read(result_path(folder))
+
+
+def _settle(folder: Path) -> None:
+    """Undo what a killed run left half done."""
+    for name in ("state", "checkpoint"):
+        settle(folder / name)
 
 
 def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress) -> Repair:

@@ -70,6 +70,8 @@ class Trainer:
             TrainingError: the loss or the gradient is NaN or infinite; no weight was changed.
         """
         clock = Clock()
+        if step % self.config.rollout.uses == 0:
+            self._learner.forget()
         with clock("sampling"):
             rollouts, overlap = self._rollouts(step)
             vitals, num_tokens = self._vitals(rollouts)
