@@ -259,6 +259,15 @@ def test_dry_run_prints_the_resolved_config(tmp_path: Path) -> None:
     assert yaml.safe_load(shown.output)["recover"]["learning_rate"] == 1e-5
 
 
+def test_plan_tells_memory_and_time_before_anything_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"name": "tiny", "model": str(tiny_model), "degrade": [{"type": "magnitude"}]}))
+    shown = CliRunner().invoke(app, ["plan", str(path), "recover.steps=7"])
+    assert shown.exit_code == 0, shown.output
+    assert "peak" in shown.output
+    assert "7 steps:" in shown.output
+
+
 @pytest.mark.parametrize(("kind", "names"), [("methods", "quantize"), ("tasks", "hellaswag"), ("models", "embedded")])
 def test_ls(kind: str, names: str) -> None:
     shown = CliRunner().invoke(app, ["ls", kind])

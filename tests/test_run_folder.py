@@ -6,7 +6,7 @@ import pytest
 
 from recoup.errors import DataError, RunFolderError
 from recoup.results import SCHEMA_VERSION, RecoverResult
-from recoup.run_folder import atomic_file, atomic_folder, make_folder, read_jsonl, write_json
+from recoup.run_folder import atomic_file, atomic_folder, make_folder, read_jsonl, settle, write_json
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -41,6 +41,22 @@ def test_a_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
         (temporary / "b").write_text("new")
     assert [path.name for path in target.iterdir()] == ["b"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_write_left_is_settled(tmp_path: Path) -> None:
+    """Killed between the renames: the old folder had stepped aside, the new one was whole but not in its place."""
+    aside, half = tmp_path / ".state.old.abc" / "state", tmp_path / ".state.xyz"
+    for folder in (aside, half, tmp_path / ".other.xyz"):
+        folder.mkdir(parents=True)
+    (aside / "position.json").write_text("old")
+    settle(tmp_path / "state")
+    assert (tmp_path / "state" / "position.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.xyz", "state"]
+    # killed after them: the new one stays, the old one goes
+    aside.mkdir(parents=True)
+    settle(tmp_path / "state")
+    assert (tmp_path / "state" / "position.json").read_text() == "old"
+    assert not aside.exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -11,12 +11,23 @@ from recoup.data.prompts import Prompt, Split, load_prompts
 from recoup.models.load import LanguageModel, load
 
 NOISE = 0.1  # of each matrix's standard deviation
-# Qwen2.5-3B-Instruct's config.json
 SHAPES = {
+    # Qwen2.5-3B-Instruct's config.json
     "qwen2.5-3b": {
         "model_type": "qwen2", "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
         "num_key_value_heads": 2, "intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True,
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+    },
+    # SmolLM2-135M's size in two other layouts
+    "qwen2-135m": {
+        "model_type": "qwen2", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
+    "gemma3-135m": {
+        "model_type": "gemma3_text", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152,
+        "max_position_embeddings": 8192,
     },
 }  # fmt: skip
 

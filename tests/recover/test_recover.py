@@ -98,9 +98,10 @@ def test_micro_batches_do_not_change_the_gradient(
     tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
 ) -> None:
     results = []
-    for size in (1, 4):
+    for size in (1, 8):
         inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
-        results.append(run(changed(short, steps=1, micro_batch_size=size), inputs, tmp_path / str(size)))
+        config = changed(short, steps=1, batch_size=8, micro_batch_size=size)
+        results.append(run(config, inputs, tmp_path / str(size)))
         metrics = json.loads((tmp_path / str(size) / "metrics.jsonl").read_text())
         results.append(metrics["grad_norm"])
     assert results[0].first_loss_nats == pytest.approx(results[2].first_loss_nats, rel=1e-5)

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -146,6 +148,31 @@ def test_micro_batches_halve_down_to_one() -> None:
     assert [memory.smaller(size) for size in (12, 6, 3, 2)] == [6, 3, 1, 1]
     with pytest.raises(TrainingError, match="micro_batch_size 1"):
         memory.smaller(1)
+
+
+FAULTS = """
+import resource, torch
+from recoup.training.memory import keep_freed_memory
+kept = keep_freed_memory()
+torch.ones(2**26)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**26)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    """256 MB freed and taken again: 65,536 pages of 4 KB, of which nearly all are still there."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+    kept, faults = done.stdout.split()
+    if kept == "False":
+        pytest.skip("not glibc")
+    assert int(faults) < 2000
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not memory.keep_freed_memory()
 
 
 def test_peak_memory_is_in_bytes() -> None:

@@ -68,11 +68,11 @@ class HiddenStates(Node):
     """A term on hidden states beside the divergence (arXiv 2606.05682): student against teacher on the same tokens."""
 
     measure: Literal["cka", "relative_l2"] = Field(
-        "cka", description="1 − linear CKA of centred features, or ‖H_S − H_T‖² / ‖H_T‖², averaged over the layers."
+        "cka", description="1 − debiased linear CKA, or ‖H_S − H_T‖² / ‖H_T‖², averaged over the layers."
     )
     weight: PositiveFloat = Field(0.1, description="Weight beside the divergence, which counts 1.")
     layers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = Field(
-        None, description="Blocks compared, counted from 0; every fourth when null."
+        None, description="Blocks compared, counted from 0; every fourth and the last when null."
     )
 
 
@@ -108,11 +108,12 @@ class Rollout(Node):
     max_prompt_tokens: PositiveInt = Field(256, description="Prompts longer than this are left out, not truncated.")
     ahead: PositiveInt = Field(
         1,
-        description="Steps whose rollouts are sampled at once: 1 is strictly on-policy, k is up to k − 1 steps stale.",
+        description="Batches (of `uses` steps each) sampled at once; the last step is up to ahead × uses − 1 steps stale.",
     )
     uses: PositiveInt = Field(1, description="Optimizer steps that each rollout serves.")
     asynchronous: bool = Field(
-        False, description="Sample the next rollouts while the student trains: their writer is `ahead` steps older."
+        False,
+        description="Sample the next rollouts while the student trains: their writer is ahead × uses steps older.",
     )
     importance_cap: PositiveFloat | None = Field(
         None,
@@ -152,7 +153,7 @@ class Teachers(Node):
     ema_every: PositiveInt = Field(1, description="Steps between updates of the moving average.")
     cache: Literal["none", "hidden_states", "top_k"] = Field(
         "none",
-        description="Keep scores of fixed completions on disk: exactly, or the k likeliest tokens and the rest's sum.",
+        description="Keep scores of fixed completions on disk: exactly, or the k likeliest tokens and the sum of the rest.",
     )
     top_k: PositiveInt = Field(128, description="k of `cache: top_k`.")
 
@@ -161,10 +162,12 @@ class Guards(Node):
     """What counts as a collapse; the run then goes back to its last checkpoint with a smaller learning rate."""
 
     min_length: Share = Field(
-        0.25, description="Least mean completion length, as a share of the first on-policy steps'; 0: unguarded."
+        0.25,
+        description="Least mean completion length, as a share of the first on-policy steps'; 0: unguarded.",
     )
     max_repetition: Share = Field(
-        0.6, description="Largest share of 4-grams that repeat within their completion; 1: unguarded."
+        0.6,
+        description="Largest share of 4-grams that repeat within their completion, judged once it was kept; 1: unguarded.",
     )
     min_entropy: Share = Field(
         0.1,
@@ -181,7 +184,8 @@ class Memory(Node):
     """What is spent to fit."""
 
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
-        "adamw", description="AdamW; AdamW with 8-bit moments (torchao); Adafactor, whose second moment is factored."
+        "adamw",
+        description="AdamW; AdamW with 8-bit moments (torchao; slow on a CPU); Adafactor, whose second moment is factored.",
     )
     gradient_checkpointing: bool = Field(False, description="Work blocks out again in the backward pass.")
     offload_activations: bool = Field(
@@ -209,7 +213,7 @@ class Recover(Node):
     steps: PositiveInt = Field(100, description="Optimizer steps.")
     batch_size: PositiveInt = Field(16, description="Rollouts per optimizer step.")
     micro_batch_size: PositiveInt = Field(8, description="Rollouts per forward pass; lower it when memory runs out.")
-    learning_rate: PositiveFloat = Field(2e-5, description="Peak AdamW learning rate.")
+    learning_rate: PositiveFloat = Field(2e-5, description="Peak learning rate.")
     min_learning_rate_fraction: Share = Field(0.1, description="Cosine decays to this share of the peak.")
     warmup_steps: NonNegative = Field(5, description="Linear warm-up.")
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW decoupled weight decay.")
