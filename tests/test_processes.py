@@ -1,14 +1,9 @@
 """Two real processes (gloo) do what one does: same weights, same metrics, same decisions, exact after a kill."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 import yaml
@@ -24,37 +19,13 @@ from recoup.run_folder import read_jsonl
 from recoup.structure.spec import read_structure
 from recoup.structure.verify import verify
 from recoup.training.processes import ALONE
+from tests.launching import ROOT, finish, killed_at_a_checkpoint, launch
 
-ROOT = Path(__file__).parent.parent
 BASE: dict[str, Any] = {
     "steps": 4, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-2, "precision": "fp32", "warmup_steps": 0,
     "rollout": {"max_tokens": 8, "temperature": 1.0}, "checkpoint_every": 2,
     "bootstrap": {"overlap": 1.0, "check_every": 1, "max_steps": 2},
 }  # fmt: skip
-
-
-def launch(*program: str) -> subprocess.Popen[str]:
-    """Two processes, as a user starts them."""
-    port = 20_000 + os.getpid() % 20_000
-    config = str(ROOT / "configs" / "accelerate" / "ddp.yaml")
-    flags = ["--config_file", config, "--num_processes", "2", "--main_process_port", str(port)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, *program]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """The launcher and both workers, each of which is in a session of its own."""
-    launcher = psutil.Process(process.pid)
-    for each in [launcher, *launcher.children(recursive=True)]:
-        each.kill()
-    process.communicate()
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +163,7 @@ def test_a_whole_run_is_killed_and_goes_on(
     path, folder = tmp_path / "config.yaml", tmp_path / "run"
     path.write_text(yaml.safe_dump(config))
     command = ("-m", "recoup", "run", str(path), "--output", str(folder))
-    first = launch(*command)
-    deadline = time.monotonic() + 100
-    while not (folder / "recover" / "state" / "position.json").exists() and time.monotonic() < deadline:
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.005)
-    kill_all(first)
-    killed_before_the_end = not (folder / "recover" / "result.json").exists()
+    killed_before_the_end = killed_at_a_checkpoint(launch(*command), folder / "recover")
     said = finish(launch(*command))
     assert killed_before_the_end
     assert said.count("report:") == 1  # one of the two speaks

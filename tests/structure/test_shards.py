@@ -10,7 +10,7 @@ from recoup.errors import StructureError
 from recoup.structure.grids import GRIDS, Grid, IntegerGrid, NF4Grid
 from recoup.structure.grids.fp8 import FP8Grid
 from recoup.structure.guard import Guard
-from recoup.structure.shards import LocalRows, row_constraint
+from recoup.structure.shards import LocalRows, check_rows, row_constraint, rows_held
 from recoup.structure.spec import Constraint, Structure
 
 REFUSED = {"nvfp4"}  # see below
@@ -50,6 +50,25 @@ def test_what_rows_share_is_refused(grid: Grid) -> None:
     constraint = Constraint(grid).fitted(torch.randn(6, 256))
     with pytest.raises(StructureError, match=r"w: .* belongs to no row"):
         row_constraint(constraint, slice(0, 2), "w")
+
+
+@pytest.mark.parametrize(
+    ("count", "number", "held"),
+    [
+        (6, 2, [(0, 3), (3, 6)]),
+        (5, 2, [(0, 3), (3, 5)]),
+        (9, 4, [(0, 3), (3, 6), (6, 9), (9, 9)]),  # 3 rows each, as torch.chunk cuts, and none is left for the last
+        (2, 3, [(0, 1), (1, 2), (2, 2)]),
+    ],
+)
+def test_rows_that_a_process_holds(count: int, number: int, held: list[tuple[int, int]]) -> None:
+    assert [slice(*rows) for rows in held] == [rows_held(count, rank, number) for rank in range(number)]
+
+
+def test_a_grid_needs_a_row_in_every_process() -> None:
+    check_rows(8, 4, "w")
+    with pytest.raises(StructureError, match="w: 9 rows leave some of 4 processes none; launch fewer"):
+        check_rows(9, 4, "w")
 
 
 def test_transposed_weights_are_refused() -> None:

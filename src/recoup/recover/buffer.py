@@ -86,23 +86,18 @@ class RolloutBuffer:
         """
         self._land()
         held = {step: item for step, item in self._held.items() if step >= self._first(next_step)}
-        tensors = {
-            f"{step}.{term}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+        parts = {
+            (step, term): rollouts
             for step, item in {**held, **self._coming}.items()
             for term, rollouts in enumerate(item.batch)
             if rollouts is not None
-            for name, tensor in _tensors(rollouts).items()
         }
-        return tensors, {"held": _record(held), "coming": _record(self._coming)}
+        return named_tensors(parts), {"held": _record(held), "coming": _record(self._coming)}
 
     def load_state(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; the tensors stay where they are."""
         self.drop()
-        found: dict[tuple[int, int], dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            matched = TENSOR_NAME.fullmatch(name)
-            assert matched, f"{name}: no tensor of a rollout buffer"
-            found.setdefault((int(matched[1]), int(matched[2])), {})[matched[3]] = tensor
+        found = parts_of(tensors)
         self._held, self._coming = _batches(record["held"], found), _batches(record["coming"], found)
 
     def _first(self, step: int) -> int:
@@ -166,6 +161,25 @@ class _Flight:
             self._error = error
 
 
+def named_tensors(parts: Mapping[tuple[int, int], Rollouts]) -> dict[str, Tensor]:
+    """Copies of the rollouts' tensors, named step.term.field."""
+    return {
+        f"{step}.{term}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for (step, term), rollouts in parts.items()
+        for name, tensor in _tensors(rollouts).items()
+    }
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], Rollouts]:
+    """What `named_tensors` named, by step and term; the tensors stay where they are."""
+    found: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        matched = TENSOR_NAME.fullmatch(name)
+        assert matched, f"{name}: no tensor of a rollout buffer"
+        found.setdefault((int(matched[1]), int(matched[2])), {})[matched[3]] = tensor
+    return {place: Rollouts(**values) for place, values in found.items()}
+
+
 def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
     values = {field.name: getattr(rollouts, field.name) for field in fields(rollouts)}
     return {name: value for name, value in values.items() if value is not None}
@@ -175,13 +189,11 @@ def _record(held: Mapping[int, Held]) -> list[dict[str, int]]:
     return [{"step": step, "writer": item.writer, "terms": len(item.batch)} for step, item in held.items()]
 
 
-def _batches(
-    record: Sequence[Mapping[str, int]], found: Mapping[tuple[int, int], Mapping[str, Tensor]]
-) -> dict[int, Held]:
+def _batches(record: Sequence[Mapping[str, int]], found: Mapping[tuple[int, int], Rollouts]) -> dict[int, Held]:
     batches = {}
     for item in record:
-        parts = [found.get((item["step"], term)) for term in range(item["terms"])]
-        batches[item["step"]] = Held([None if part is None else Rollouts(**part) for part in parts], item["writer"])
+        batch = [found.get((item["step"], term)) for term in range(item["terms"])]
+        batches[item["step"]] = Held(batch, item["writer"])
     return batches
 
 

@@ -2,7 +2,8 @@
 
 The optimizer moves fp32 weights; what they are after a step is rounded once into the copy, where autocast would round every
 weight in every forward pass, and hold the residual stream in fp32. Measured against fp32 gradients on SmolLM2-135M: see
-docs/methods.md. In fp32 the student computes itself.
+docs/methods.md. In fp32 the student computes itself, unless several processes share out its rows: then the copy is what each has
+whole.
 """
 
 from contextlib import AbstractContextManager
@@ -16,7 +17,9 @@ from recoup.models.backends.native import copied
 from recoup.models.hidden import head_of
 from recoup.models.load import LanguageModel
 from recoup.structure.guard import Guard
+from recoup.structure.shards import whole
 from recoup.training.memory import checkpoint_blocks, offloaded
+from recoup.training.sharding import RowGuard
 
 PLAIN_ATTENTION_TOKENS = 512
 
@@ -31,7 +34,7 @@ class ComputeCopy:
 
     def __init__(self, student: LanguageModel, guard: Guard, dtype: torch.dtype, memory: Memory) -> None:
         self._master, self._trained = student.model, guard.trained
-        own = student.model.dtype == dtype
+        own = student.model.dtype == dtype and not isinstance(guard, RowGuard)
         self.model = student if own else replace(student, model=copied(student.model, dtype))
         if not own:
             guard.listen(self.model.model)
@@ -46,7 +49,7 @@ class ComputeCopy:
         if self.model.model is not self._master:
             mine, theirs = dict(self.model.model.named_parameters()), dict(self._master.named_parameters())
             for name in self._trained:
-                mine[name].copy_(theirs[name])
+                mine[name].copy_(whole(theirs[name]))
 
     def learning(self) -> AbstractContextManager[object]:
         """Context of a forward pass that gradients are wanted of."""

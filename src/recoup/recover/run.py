@@ -34,6 +34,7 @@ from recoup.training.memory import keep_freed_memory, peak_memory_bytes
 from recoup.training.optimizer import Stepper, StepSettings
 from recoup.training.plan import lora_of, training_plan
 from recoup.training.processes import Processes, all_processes
+from recoup.training.sharding import RowGuard, check_optimizer, guard_of, whole_student
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     keep_freed_memory()
     repair = _load(config, inputs, folder, progress if processes.is_main else silent)
     _train(repair, progress if processes.is_main else silent)
-    processes.on_main(partial(_finish, repair))
+    whole = whole_student(repair.student, processes)
+    structure = repair.guard.whole_structure() if isinstance(repair.guard, RowGuard) else repair.guard.structure
+    processes.on_main(partial(_finish, repair, whole, structure))
     return RecoverResult.read(result_path(folder))
 
 
@@ -94,13 +97,14 @@ def _settle(folder: Path) -> None:
 def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress) -> Repair:
     processes = all_processes()
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    check_optimizer(config.memory.optimizer, processes)
     with processes.first_on_machine():
         student = load(inputs.student, chat_template=inputs.chat_template)
-        plan = training_plan(student, config.train)
-        lora = lora_of(config.train, inputs.seed)
-        guard = Guard(student.model, student.structure, plan, lora)
-        compute = ComputeCopy(student, guard, dtype, config.memory)
-        pupil = Pupil(student, compute.model, guard.trained)
+    plan = training_plan(student, config.train)
+    guard = guard_of(student, plan, lora_of(config.train, inputs.seed), processes)
+    compute = ComputeCopy(student, guard, dtype, config.memory)
+    pupil = Pupil(student, compute.model, guard.trained)
+    with processes.first_on_machine():
         teachers = load_teachers(
             config.terms, inputs.teachers, config.teachers, pupil, inputs.chat_template, folder / "scores"
         )
@@ -108,7 +112,7 @@ def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progre
         progress(teacher.describe(), 1, 1)
     with teachers[0].model() as reference:
         smaller = shapes_against(student.model.config, reference.model.config)
-    guard.structure = merge(student.structure, Structure(shapes=smaller))
+    guard.structure = merge(guard.structure, Structure(shapes=smaller))
     progress(f"student: {guard.structure.describe()} ({student.structure_origin})", 1, 1)
     processes.on_main(partial(write_prompts, config, teachers, inputs.seed, folder, progress))
     terms = read_terms(config, teachers, inputs.seed, folder, progress)
@@ -169,10 +173,10 @@ def _trackers(repair: Repair) -> AbstractContextManager[Log]:
     return open_trackers(config.trackers, repair.folder, repair.folder.parent.name, config.model_dump(), step)
 
 
-def _finish(repair: Repair) -> None:
+def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> None:
     """Save the repaired student and the stage's result."""
     trainer, folder, inputs = repair.trainer, repair.folder, repair.inputs
-    checked = save(repair.student, repair.guard.structure, folder / "checkpoint")
+    checked = save(student, structure, folder / "checkpoint")
     steps = Record(folder).steps()
     stepper = trainer.parts.stepper
     result = RecoverResult(

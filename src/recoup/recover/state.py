@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recoup.errors import TrainingError
+from recoup.models.sample import pad_id
 from recoup.recover import teachers as teaching
+from recoup.recover.dealing import dealt, together
 from recoup.recover.position import Position
 from recoup.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 
@@ -34,11 +36,8 @@ class RunState:
         trainer.position = Position.from_dict(saved["position"])
         trainer.micro_batch_size = saved["micro_batch_size"]
         teaching.load_state(repair.teachers, extra[TEACHERS])
-        mine = saved["buffers"][repair.processes.rank]
-        prefix = f"{repair.processes.rank}/"
-        rollouts = {k.removeprefix(prefix): t for k, t in extra[ROLLOUTS].items() if k.startswith(prefix)}
-        device = repair.student.device
-        trainer.buffer.load_state({name: tensor.to(device) for name, tensor in rollouts.items()}, mine)
+        rollouts, device = dealt(extra[ROLLOUTS], repair.processes), repair.student.device
+        trainer.buffer.load_state({name: tensor.to(device) for name, tensor in rollouts.items()}, saved["buffer"])
         trainer.parts.compute.follow()
 
     def save_if_due(self) -> None:
@@ -70,16 +69,13 @@ class RunState:
     def _save(self) -> None:
         repair, trainer = self._repair, self._trainer
         tensors, record = trainer.buffer.state(trainer.position.step)
-        rank = repair.processes.rank
-        named = {f"{rank}/{name}": tensor.cpu() for name, tensor in tensors.items()}
-        gathered = repair.processes.gather([(named, record)])
-        if repair.processes.is_main:
-            saved = {
-                "position": trainer.position.to_dict(),
-                "micro_batch_size": trainer.micro_batch_size,
-                "buffers": [record for _, record in gathered],
-            }
-            rollouts = {name: tensor for part, _ in gathered for name, tensor in part.items()}
-            extra = {ROLLOUTS: rollouts, TEACHERS: teaching.state(repair.teachers)}
-            save_checkpoint(self._folder, (repair.student.model, repair.guard, trainer.parts.stepper), saved, extra)
+        shares = repair.processes.gather([{name: tensor.cpu() for name, tensor in tensors.items()}])
+        saved = {
+            "position": trainer.position.to_dict(),
+            "micro_batch_size": trainer.micro_batch_size,
+            "buffer": record,  # the same in every process: what is held of which step depends on the step alone
+        }
+        extra = {ROLLOUTS: together(shares, pad_id(repair.student)), TEACHERS: teaching.state(repair.teachers)}
+        trained = (repair.student.model, repair.guard, trainer.parts.stepper)
+        save_checkpoint(self._folder, trained, saved, extra, repair.processes)
         repair.processes.wait()

@@ -49,7 +49,7 @@ class Guard:
         lora: LoRA | None = None,
     ) -> None:
         self._weights = dict(model.named_parameters())
-        _check_fits(self._weights, structure)
+        check_fits(self._weights, structure)
         constraints = {name: c.to(self._weights[name].device) for name, c in structure.constraints.items()}
         self.structure = Structure(constraints, structure.shapes)
         self._plan = dict.fromkeys(self._weights, "weights") if plan is None else dict(plan)
@@ -71,6 +71,17 @@ class Guard:
             weight.requires_grad_(name in self._plan)
             if name in self._plan:
                 self._hooks.append(weight.register_post_accumulate_grad_hook(self._taking(name)))
+
+    def take(self, name: str, gradient: Tensor) -> None:
+        """Mask a gradient of the weight `name`, in place, and give it to what trains."""
+        constraint, trainable = self.structure.constraints.get(name, FREE), self._trainables.get(name)
+        own = self._weights[name]
+        if constraint.mask_OI is not None:
+            constraint.view_OI(gradient).mul_(constraint.mask_OI)
+        if trainable is not None:
+            trainable.pull(gradient.to(own.dtype))
+        else:
+            add_gradient(own, gradient)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the optimizer moves, in a fixed order."""
@@ -131,24 +142,22 @@ class Guard:
             self._hooks.append(weight.register_post_accumulate_grad_hook(self._taking(name)))
 
     def _taking(self, name: str) -> Callable[[Tensor], None]:
-        """A hook that takes a finished gradient off the weight that it came to, masks it, and gives it to what trains."""
-        constraint, trainable = self.structure.constraints.get(name, FREE), self._trainables.get(name)
-        own = self._weights[name]
+        """A hook that takes a finished gradient off the weight that it came to."""
 
         def take(weight: Tensor) -> None:
             gradient, weight.grad = weight.grad, None
             assert gradient is not None, "called once a gradient is there"
-            if constraint.mask_OI is not None:
-                constraint.view_OI(gradient).mul_(constraint.mask_OI)
-            if trainable is not None:
-                trainable.pull(gradient.to(own.dtype))
-            else:
-                add_gradient(own, gradient)
+            self.take(name, gradient)
 
         return take
 
 
-def _check_fits(weights: Mapping[str, Tensor], structure: Structure) -> None:
+def check_fits(weights: Mapping[str, Tensor], structure: Structure) -> None:
+    """Refuse a structure that is not of these weights, by name.
+
+    Raises:
+        StructureError: it names a weight that is not there, or has a mask of another shape.
+    """
     for name, constraint in structure.constraints.items():
         if name not in weights:
             raise StructureError(f"the structure constrains {name!r}, which this model does not have")

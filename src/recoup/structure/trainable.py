@@ -40,6 +40,7 @@ class Trainable(ABC):
     """How one weight comes from the tensors an optimizer moves."""
 
     tensors: dict[str, nn.Parameter]
+    rowless: frozenset[str] = frozenset()  # of these, what has no row per row of the weight
 
     @abstractmethod
     def pull(self, gradient: Tensor) -> None:
@@ -67,6 +68,8 @@ class Latent(Trainable):
 
 class LowRank(Trainable):
     """An update of rank R to the weight as it was; the model holds the projection of the sum."""
+
+    rowless = frozenset({"lora_A"})
 
     def __init__(self, weight: Tensor, lora: LoRA) -> None:
         rows, columns = weight.shape

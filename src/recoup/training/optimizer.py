@@ -12,13 +12,14 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, patch_environment
 from torch import Tensor
 
 from recoup.errors import TrainingError
 from recoup.structure.guard import Guard
 from recoup.training import optimizers
 from recoup.training.processes import ALONE, Processes
+from recoup.training.sharding import RowGuard
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ class Stepper:
     def __init__(self, guard: Guard, settings: StepSettings, processes: Processes = ALONE) -> None:
         # accumulation is ours: micro-batches differ in tokens, and each loss is already its share of the batch's
         # and so is autocast: accelerate fixes one precision per process, but a run fine-tunes and recovers in its own
-        self.accelerator = Accelerator(
-            mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
-        )
+        # and so is sharding: accelerate's would wrap a model that computes with its shards
+        with patch_environment(ACCELERATE_USE_FSDP="false"):
+            self.accelerator = Accelerator(
+                mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+            )
         self._settings = settings
         self._guard, self._processes = guard, processes
+        self._rows = guard if isinstance(guard, RowGuard) else None
         self._parameters = list(guard.parameters())
         assert self._parameters, "no weight to train"
         self.optimizer = self.accelerator.prepare(
@@ -93,8 +97,7 @@ class Stepper:
         Raises:
             TrainingError: the gradient norm is NaN or infinite; no weight was changed.
         """
-        self._processes.sum_gradients(self._parameters)
-        norm = float(self.accelerator.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
+        norm = self._sum_and_clip()
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient norm is {norm}; lower learning_rate, or set precision: fp32")
         optimizers.set_learning_rate(self.optimizer, rate)
@@ -106,20 +109,31 @@ class Stepper:
     def forget_gradients(self) -> None:
         """Start the next step's gradients anew."""
         self.optimizer.zero_grad()
+        if self._rows:
+            self._rows.forget()
 
     @property
     def num_trained(self) -> int:
-        """Numbers that the optimizer moves."""
-        return sum(parameter.numel() for parameter in self._parameters)
+        """Numbers that the optimizer moves; of all processes, where they share them out."""
+        return self._rows.num_trained if self._rows else sum(parameter.numel() for parameter in self._parameters)
 
     def optimizer_bytes(self) -> int:
-        """Memory of the optimizer's state, once a step was taken."""
+        """Memory of the optimizer's state in this process, once a step was taken."""
         return optimizers.state_bytes(self.optimizer)
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter position, for a checkpoint."""
-        return optimizers.state_tensors(self.optimizer)
+        tensors = optimizers.state_tensors(self.optimizer)
+        return self._rows.spread(tensors) if self._rows else tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from `state`."""
-        optimizers.load_state_tensors(self.optimizer, tensors)
+        optimizers.load_state_tensors(self.optimizer, self._rows.cut(tensors) if self._rows else tensors)
+
+    def _sum_and_clip(self) -> float:
+        most = self._settings.max_grad_norm
+        if self._rows:
+            self._rows.collect(self._processes)
+            return self._rows.clip(most, self._processes)
+        self._processes.sum_gradients(self._parameters)
+        return float(self.accelerator.clip_grad_norm_(self._parameters, most))

@@ -2,15 +2,16 @@
 
     accelerate launch --config_file configs/accelerate/ddp.yaml -m recoup run CONFIG
 
-Every process holds the whole model (data parallel). Of each step's rollouts a process samples, scores and learns from its own;
-gradients and figures are summed over all, so that every process then takes the same optimizer step on the same numbers, and
-takes the same decisions. Only process 0 writes.
+Every process holds the whole model (data parallel); with fsdp2.yaml they share out what is in fp32 (`training.sharding`). Of
+each step's rollouts a process samples, scores and learns from its own; gradients and figures are summed over all, so that
+every process then takes the same optimizer step on the same numbers, and takes the same decisions. Only process 0 writes.
 
 No `DistributedDataParallel`: the guard hands gradients on to latent weights, low-rank factors or scales, which no module
 owns, so there is nothing that a wrapper could hook. The sum over processes is taken once a step, after the last
 micro-batch, in buckets; DDP would take it in the last backward pass and hide part of it behind that.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,16 +29,27 @@ T = TypeVar("T")
 # process 0 alone degrades, diagnoses and evaluates, for hours, while the others wait; one that died is noticed by
 # the launcher, not by this limit
 LONGEST_WAIT = timedelta(days=2)
-SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}  # as accelerate tells its children
+# as accelerate tells its children
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+# the first is another library; by the second transformers loads no weights in all processes but one; the third is not built
+FSDP_SETTINGS = {
+    "FSDP_VERSION": ("2", "fsdp_version"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "fsdp_cpu_ram_efficient_loading"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "fsdp_offload_params"),
+}
 BUCKET_NUMBERS = 2**25  # gradients summed at once: 128 MB in float32, above which links are busy anyway
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this one is; with one, nothing is communicated."""
+    """Which of how many processes this one is; with one, nothing is communicated.
+
+    `sharded`: they share out the fp32 weights, and what trains, by rows; else each has all.
+    """
 
     rank: int = 0
     number: int = 1
+    sharded: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -122,13 +134,16 @@ def all_processes() -> Processes:
     Call it before a model is loaded: it gives each process its own accelerator. Without one they talk through gloo.
 
     Raises:
-        ConfigError: the launcher was told to shard the model or the optimizer.
+        ConfigError: the launcher was told to shard in a way that is not supported.
     """
-    for variable, name in SHARDING.items():
-        if parse_flag_from_env(variable):
-            raise ConfigError(f"{name} is not supported: launch with configs/accelerate/ddp.yaml (docs/distributed.md)")
+    if parse_flag_from_env(DEEPSPEED):
+        raise ConfigError("DeepSpeed is not supported: launch with configs/accelerate/fsdp2.yaml (docs/distributed.md)")
+    sharded = parse_flag_from_env(FSDP)
+    for variable, (value, name) in FSDP_SETTINGS.items():
+        if sharded and os.environ.get(variable, value).lower() != value:
+            raise ConfigError(f"{name} must be {value}: launch with configs/accelerate/fsdp2.yaml")
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
-    return Processes(state.process_index, state.num_processes)
+    return Processes(state.process_index, state.num_processes, sharded and state.num_processes > 1)
 
 
 def _device() -> torch.device:

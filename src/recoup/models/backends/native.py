@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from recoup.models.backends.base import Setup
 from recoup.models.sample import Rollouts, Sampling, sample
+from recoup.structure.shards import whole
 
 
 class Twin:
@@ -38,10 +39,12 @@ class Native(Twin):
 
 
 def copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A frozen copy whose parameters have type `dtype`; ties stay ties.
+    """A frozen copy whose parameters have type `dtype`; ties stay ties, and rows shared out over processes are gathered.
 
-    Buffers keep their type: rotary frequencies in bf16 would turn late positions by the wrong angle. No copy is ever
-    made in the model's own type, nor of gradients and hooks.
+    Buffers keep their type: rotary frequencies in bf16 would turn late positions by the wrong angle. Neither gradients
+    nor hooks are copied.
     """
-    memo = {id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in model.parameters()}
+    memo = {
+        id(p): nn.Parameter(whole(p.detach()).to(dtype, copy=True), requires_grad=False) for p in model.parameters()
+    }
     return copy.deepcopy(model, memo)
