@@ -19,23 +19,28 @@ from typing import Any
 
 from benchmarks.peers.job import Cost, Job, measure
 from benchmarks.peers.models import SHAPES, make_models, make_prompts
+from benchmarks.peers.recoup_recover import merged
 from recoup.config_file import settings_tree
 
 MB = 1e6
+AHEAD = 4  # steps
 Contender = tuple[str, str, dict[str, Any]]  # how it is called, its driver, its settings
 
 
 def contenders(prompts: str, count: int, own: dict[str, Any]) -> dict[str, list[Contender]]:
-    """By case: recoup first, then its peers."""
+    """By case: recoup strictly on-policy and with four steps' rollouts drawn at once, then its peers."""
     demonstrated = {"prompts": prompts, "num_prompts": count, "teacher": "ema", "demonstration": True}
+    ahead = merged(own, {"rollout": {"ahead": AHEAD}})
     return {
         "frozen": [
-            ("recoup", "recoup_recover", own),
+            ("recoup, strictly on-policy", "recoup_recover", own),
+            (f"recoup, {AHEAD} steps drawn at once", "recoup_recover", ahead),
             ("TRL DistillationTrainer", "trl_distillation", {}),
             ("TRL without gradient checkpointing", "trl_distillation", {"gradient_checkpointing": False}),
         ],
         "sdft": [
-            ("recoup, EMA and demonstrations", "recoup_recover", {"terms": [demonstrated], **own}),
+            ("recoup, strictly on-policy", "recoup_recover", {"terms": [demonstrated], **own}),
+            (f"recoup, {AHEAD} steps drawn at once", "recoup_recover", {"terms": [demonstrated], **ahead}),
             ("TRL SDFTTrainer", "trl_sdft", {}),
         ],
     }
@@ -50,15 +55,15 @@ def compare(case: list[Contender], job: Job, repeats: int, peer_python: str) -> 
             python = sys.executable if driver.startswith("recoup") else peer_python
             own = Job(**{**vars(job), "output": output, "settings": settings, "seed": repeat})
             costs[name].append(measure(driver, own, python))
-    ours = costs[case[0][0]]
-    for name, _, _ in case:
-        theirs = costs[name]
-        speed, memory = _speed(theirs), _peak(theirs)
-        seconds = statistics.median(second for cost in theirs for second in cost.seconds)
-        words = f"  {name}: {seconds:.2f} s a step, {speed:.1f} tokens/s, {memory / MB:,.0f} MB"
-        if theirs is not ours:
-            words += f": ours is {_speed(ours) / speed:.2f} times as fast, in {_peak(ours) / memory:.2f} of the memory"
-        print(words, flush=True)
+    ours = [name for name, _, _ in case if name.startswith("recoup")]
+    for name, cost in costs.items():
+        # a step that samples for several is longer than those it samples for: means within a run, medians over runs
+        seconds = statistics.median(statistics.mean(one.seconds) for one in cost)
+        print(f"  {name}: {seconds:.2f} s a step, {_speed(cost):.1f} tokens/s, {_peak(cost) / MB:,.0f} MB", flush=True)
+    for peer in [name for name in costs if name not in ours]:
+        for name in ours:
+            speed, memory = _speed(costs[name]) / _speed(costs[peer]), _peak(costs[name]) / _peak(costs[peer])
+            print(f"  {name} against {peer}: {speed:.2f} times as fast, {memory:.2f} of the memory", flush=True)
 
 
 def _speed(costs: list[Cost]) -> float:
@@ -77,7 +82,7 @@ def main() -> None:
     parser.add_argument("--case", choices=("frozen", "sdft"), nargs="+", default=["frozen", "sdft"])
     parser.add_argument("--batch", type=int, nargs="+", default=[12, 32])
     parser.add_argument("--tokens", type=int, default=48, help="completion length")
-    parser.add_argument("--steps", type=int, default=4, help="with the first, which is not counted")
+    parser.add_argument("--steps", type=int, default=AHEAD + 1, help="with the first, which is not counted")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has trl")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of recoup's recover stage")

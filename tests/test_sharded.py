@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
         alone, shared = tensors(ours, name), tensors(theirs, name)
         assert alone.keys() == shared.keys()
         for key, tensor in alone.items():
-            torch.testing.assert_close(shared[key], tensor, rtol=1e-5, atol=5e-6, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(shared[key], tensor, rtol=1e-5, atol=5e-6, msg=partial("{}: {}".format, key))
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -135,11 +136,11 @@ def test_metrics_and_texts_are_those_of_one_process(one: Path, two: Path, job: s
         ]
         for key in ("loss", "grad_norm", "overlap"):
             assert ours[key] == (theirs[key] and pytest.approx(theirs[key], rel=1e-4)), key
-    ours, theirs = (
+    texts = [
         sorted(json.dumps(row, sort_keys=True) for row in read_jsonl(folder / job / "rollouts.jsonl"))
         for folder in (one, two)
-    )
-    assert ours == theirs
+    ]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("job", JOBS)

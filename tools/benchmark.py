@@ -1,7 +1,7 @@
 """Run a benchmark and keep what it printed, with commit, versions and device: results/benchmarks/NAME.json.
 
-Run: `python -m tools.benchmark end_to_end --peer-python PATH …`; `make docs` then puts it into docs/benchmarks.md. Paths are kept
-out of the record.
+Run: `python -m tools.benchmark end_to_end --peer-python PATH …`; `make docs` then puts it into docs/benchmarks.md. A benchmark
+that is run in several ways gets a word for each: `sdft.quality`. Paths are kept out of the record.
 """
 
 import json
@@ -18,7 +18,8 @@ FOLDER = RESULTS / "benchmarks"
 def main() -> None:
     """Run the benchmark named on the command line."""
     name, *arguments = sys.argv[1:]
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    module = f"benchmarks.{name.partition('.')[0]}"
+    command = [sys.executable, "-m", module, *arguments]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -28,7 +29,7 @@ def main() -> None:
         raise SystemExit(process.returncode)
     FOLDER.mkdir(exist_ok=True)
     shown = ["PATH" if Path(word).is_absolute() else word for word in arguments]
-    record = {"command": " ".join(["python -m", f"benchmarks.{name}", *shown]), **environment(), "printed": lines}
+    record = {"command": " ".join(["python -m", module, *shown]), **environment(), "printed": lines}
     (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
