@@ -2,7 +2,7 @@
 
 - `cost`: an SDFT step (sampling, a teacher that sees the row's answer, the whole vocabulary) over an SFT step (cross-entropy on
   the answers) of as many rows; the answers are as long as completions may be, and the tokens of both are printed. The published
-  ratio is 4 (arXiv 2601.19897). Settings such as `rollout.ahead=4 rollout.uses=2` go to the SDFT step.
+  ratio is 4 (arXiv 2601.19897). Settings such as `rollout.ahead=4 rollout.uses=2` may follow.
 - `quality`: held-out KL to the teacher after as many steps of strict on-policy, of rollouts sampled ahead, used more than once,
   or sampled while the student trains; mean over seeds, and the difference to strict with its standard error over seeds.
 
@@ -45,7 +45,7 @@ def cost(job: Job, repeats: int, teacher: str, own: dict[str, Any]) -> None:
     costs: dict[str, list[Cost]] = {name: [] for name in terms}
     for repeat in range(repeats):
         for name, term in terms.items():
-            settings = merged({"terms": [term]}, own if name == "sdft" else {})
+            settings = merged({"terms": [term]}, own)  # how rollouts are drawn says nothing to an SFT step
             costs[name].append(measure("recoup_recover", _run(job, f"{name}{repeat}", repeat, settings)))
     # a shortcut makes the steps unequal, so steps are averaged within a run, and medians taken over runs
     seconds = {name: statistics.median(statistics.mean(one.seconds) for one in costs[name]) for name in costs}

@@ -116,12 +116,13 @@ def past_folder(root: Path, model: Path) -> Path:
     result = RecoverResult(
         student="s", teachers=("t",), checkpoint="c", steps=3, num_tokens=1, num_prompts=1, on_policy_from_step=0,
         first_loss_nats=1, last_loss_nats=1, structure="", structure_exact=True, seconds=1, peak_memory_bytes=1000,
+        teacher_bytes=1,
     )  # fmt: skip
     (folder / "result.json").write_text(result.model_dump_json())
     steps = [
         RecoverStep(
             step=step, phase="on_policy", loss=1, grad_norm=1, learning_rate=1, num_tokens=1, completion_tokens_mean=1,
-            seconds_sampling=seconds, seconds_teacher=1, seconds_student=4,
+            seconds_sampling=seconds, seconds_teacher=1, seconds_student=4, seconds_optimizer=0.5,
         )
         for step, seconds in enumerate((100, 3, 2))
     ]  # fmt: skip
@@ -131,10 +132,10 @@ def past_folder(root: Path, model: Path) -> Path:
 
 def test_past_ratios_by_hand(tiny_model: Path, tmp_path: Path) -> None:
     root = past_folder(tmp_path, tiny_model)
-    found = compared(root / "a_run", 500, StepTime(sampling=6, teacher=1, student=1, optimizer=1))
-    # medians 3, 1, 4: 8 s a step; predicted 6 + 1 + (1 + 1) = 9
+    found = compared(root / "a_run", 500, StepTime(sampling=5, teacher=1, student=1, optimizer=1.25))
+    # means without the first step 2.5, 1, 4, 0.5: 8 s a step; predicted 5 + 1 + (1 + 1.25) = 8.25
     assert (found.peak_ratio, found.sampling_ratio, found.teacher_ratio, found.student_ratio) == (0.5, 2, 1, 0.5)
-    assert (found.measured_step_seconds, found.step_ratio) == (8, 9 / 8)
+    assert (found.measured_step_seconds, found.step_ratio) == (8, 8.25 / 8)
 
 
 def test_past_runs_are_compared_where_there_are_any(tiny_model: Path, tmp_path: Path) -> None:
@@ -143,6 +144,13 @@ def test_past_runs_are_compared_where_there_are_any(tiny_model: Path, tmp_path: 
     assert result.past[0].peak_ratio == pytest.approx(result.peak_bytes / 1000)
     assert "a_run" in text(result)
     assert run(config(tiny_model), tmp_path / "absent").past == ()
+
+
+def test_a_run_of_an_earlier_engine_is_left_out(tiny_model: Path, tmp_path: Path) -> None:
+    root = past_folder(tmp_path, tiny_model)
+    path = root / "a_run" / "recover" / "result.json"
+    path.write_text(path.read_text().replace('"teacher_bytes":1', '"teacher_bytes":null'))
+    assert run(config(tiny_model), root).past == ()
 
 
 def test_a_past_run_whose_model_is_gone_is_left_out(tiny_model: Path, tmp_path: Path) -> None:

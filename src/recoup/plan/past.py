@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 import torch
 import yaml
@@ -24,7 +24,7 @@ def past_runs(
     """Compare every finished repair under `results` with what would have been predicted for it on this machine.
 
     The rates are this machine's, now: where a run was made on another one, its times say little, its memory as much. A run
-    whose models are not here any more is left out.
+    whose models are not here any more is left out, and so is one that an earlier engine made, which told less of itself.
 
     Raises:
         DataError: a record is malformed.
@@ -32,6 +32,8 @@ def past_runs(
     found = []
     for root in sorted(path for path in results.iterdir() if result_path(RunFolder(path).recover).is_file()):
         config = _config(RunFolder(root).config)
+        if RecoverResult.read(result_path(RunFolder(root).recover)).teacher_bytes is None:
+            continue
         try:
             peak, step = predict(config, rates_of(compute_dtype(config.recover)))
         except SourceError:
@@ -41,7 +43,7 @@ def past_runs(
 
 
 def compared(root: Path, peak: int, step: StepTime) -> PastRun:
-    """One run's records against a prediction; times are the median step's.
+    """One run's records against a prediction; times are means over the steps after the first, some of which draw for others.
 
     Raises:
         DataError: a record is missing or malformed.
@@ -49,10 +51,11 @@ def compared(root: Path, peak: int, step: StepTime) -> PastRun:
     folder = RunFolder(root)
     result = RecoverResult.read(result_path(folder.recover))
     steps = [RecoverStep.model_validate(row) for row in read_jsonl(folder.recover / "metrics.jsonl")]
-    sampling, teacher, student = (
-        median(getattr(step, f"seconds_{part}") for step in steps) for part in ("sampling", "teacher", "student")
+    sampling, teacher, student, optimizer = (
+        fmean(getattr(step, f"seconds_{part}") for step in steps[1:] or steps)
+        for part in ("sampling", "teacher", "student", "optimizer")
     )
-    measured = sampling + teacher + student
+    measured = sampling + teacher + student + optimizer
     return PastRun(
         name=root.name,
         measured_peak_bytes=result.peak_memory_bytes,
@@ -61,7 +64,7 @@ def compared(root: Path, peak: int, step: StepTime) -> PastRun:
         step_ratio=step.total / measured,
         sampling_ratio=step.sampling / sampling,
         teacher_ratio=step.teacher / teacher,
-        student_ratio=(step.student + step.optimizer) / student,
+        student_ratio=(step.student + step.optimizer) / (student + optimizer),
     )
 
 

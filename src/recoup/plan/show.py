@@ -8,7 +8,7 @@ from recoup.plan.record import PlanResult, StepTime
 
 GIB = 2**30
 MINUTE, HOUR = 60, 3600
-CALIBRATED = "times were calibrated on int3 (demo is nearly that run); rates are this machine's, now"
+CALIBRATED = "times were calibrated on other runs; rates are this machine's, now"
 
 
 def planned(console: Console, result: PlanResult) -> None:
