@@ -30,7 +30,7 @@ from recoup.run_folder import make_folder, result_path, settle, write_text
 from recoup.structure.guard import Guard
 from recoup.structure.infer import merge, shapes_against
 from recoup.structure.spec import Structure
-from recoup.training.memory import keep_freed_memory, peak_memory_bytes
+from recoup.training.memory import peak_memory_bytes
 from recoup.training.optimizer import Stepper, StepSettings
 from recoup.training.plan import lora_of, training_plan
 from recoup.training.processes import Processes, all_processes
@@ -79,7 +79,6 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     make_folder(folder)
     processes = all_processes()
     processes.on_main(partial(_settle, folder))
-    keep_freed_memory()
     repair = _load(config, inputs, folder, progress if processes.is_main else silent)
     _train(repair, progress if processes.is_main else silent)
     whole = whole_student(repair.student, processes)

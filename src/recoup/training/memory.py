@@ -6,7 +6,6 @@ would no longer compute the function it samples from), and there it throws away 
 evaluation mode, forward passes without gradients, sampling included, run as before, and hooks on a block see its output once.
 """
 
-import ctypes
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +23,6 @@ from recoup.models.layers import blocks
 
 LEAST_OFFLOADED = 2**16  # bytes: below this the copy's start costs more than the memory is worth
 MEMINFO, STATUS, CGROUP = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def checkpoint_blocks(model: PreTrainedModel) -> None:
@@ -87,19 +85,6 @@ def smaller(size: int) -> int:
             "memory.optimizer: adafactor (`recoup plan` shows what each saves)"
         )
     return size // 2
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep memory that is freed, for the next step: whether it does so from now on.
-
-    glibc gives every large block back to the kernel, which clears it again, page by page, at the next step: with the tensors
-    of a training step a quarter of the student's time (SmolLM2-135M, micro-batches of 4: 3.1 s against 2.4 s). The peak
-    stays what it was to within 3%.
-    """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_memory_bytes() -> int:
