@@ -37,7 +37,7 @@ def benchmark(name: str) -> str:
     """What a benchmark printed, as a block for a document."""
     path = FOLDER / f"{name}.json"
     if not path.is_file():
-        return "Not measured yet.\n"
+        return "Not kept yet: no run of it on a machine without other work.\n"
     record = json.loads(path.read_text(encoding="utf-8"))
     device = record["device"]
     machine = f"{device['processor']}, {device['cores']} cores" if "processor" in device else str(device)
