@@ -5,10 +5,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parent.parent
+BASE: dict[str, Any] = {
+    "steps": 4, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-2, "precision": "fp32", "warmup_steps": 0,
+    "rollout": {"max_tokens": 8, "temperature": 1.0}, "checkpoint_every": 2,
+    "bootstrap": {"overlap": 1.0, "check_every": 1, "max_steps": 2},
+}  # fmt: skip
 
 
 def launch(*program: str, config: str = "ddp") -> subprocess.Popen[str]:

@@ -19,13 +19,7 @@ from recoup.run_folder import read_jsonl
 from recoup.structure.spec import read_structure
 from recoup.structure.verify import verify
 from recoup.training.processes import ALONE
-from tests.launching import ROOT, finish, killed_at_a_checkpoint, launch
-
-BASE: dict[str, Any] = {
-    "steps": 4, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-2, "precision": "fp32", "warmup_steps": 0,
-    "rollout": {"max_tokens": 8, "temperature": 1.0}, "checkpoint_every": 2,
-    "bootstrap": {"overlap": 1.0, "check_every": 1, "max_steps": 2},
-}  # fmt: skip
+from tests.launching import BASE, ROOT, finish, killed_at_a_checkpoint, launch
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,8 @@ from recoup.structure.spec import read_structure
 from recoup.structure.verify import verify
 from recoup.training.processes import Processes, all_processes
 from recoup.training.sharding import check_optimizer
-from tests.launching import ROOT, finish, killed_at_a_checkpoint, launch
+from tests.launching import BASE, ROOT, finish, killed_at_a_checkpoint, launch
 
-BASE: dict[str, Any] = {
-    "steps": 4, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-2, "precision": "fp32", "warmup_steps": 0,
-    "rollout": {"max_tokens": 8, "temperature": 1.0}, "checkpoint_every": 2,
-    "bootstrap": {"overlap": 1.0, "check_every": 1, "max_steps": 2},
-}  # fmt: skip
 JOBS = ("grid", "idle", "lora", "scales", "reuse", "average", "half")
 
 CONTINUED = {"grid": 2, "reuse": 3}  # job → step of the last checkpoint before the stop

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from recoup.config import Recover, RunConfig, Term
+from recoup.models.sample import DEFAULT_BATCH
 from recoup.plan.memory import Device, Load, Savings, TeacherShape
 from recoup.plan.shapes import (
     Activations,
@@ -17,12 +18,11 @@ from recoup.plan.shapes import (
 )
 from recoup.plan.speed import Work, mean_completion_tokens
 from recoup.plan.trained import Kept, Trained, kept_after, kept_by, trained
+from recoup.training.memory import PLAIN_ATTENTION_TOKENS
 
 # Tokens of the prompts that a teacher writes for itself, template included: mean and longest of the 192 of results/int3.
 SELF_PROMPT_MEAN, SELF_PROMPT_LONGEST = 58, 92
 FILE_PROMPT_SHARE = 0.5  # mean prompt of a file nobody has looked into, as a share of max_prompt_tokens
-SAMPLED_AT_ONCE = 64  # rollouts that decode together (models.sample)
-PLAIN_ATTENTION_TOKENS = 512  # on a CPU, up to here attention is plain and keeps its scores (recover.trainer)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def load_of(recover: Recover) -> Load:
         device=device_of(),
         compute_bytes=compute_dtype(recover).itemsize,
         micro_batch=min(recover.micro_batch_size, recover.batch_size),
-        sampled_at_once=min(SAMPLED_AT_ONCE, recover.batch_size * recover.rollout.ahead),
+        sampled_at_once=min(DEFAULT_BATCH, recover.batch_size * recover.rollout.ahead),
         prompt_tokens=min(longest, recover.rollout.max_prompt_tokens),
         completion_tokens=recover.rollout.max_tokens,
     )

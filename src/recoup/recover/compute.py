@@ -18,10 +18,8 @@ from recoup.models.hidden import head_of
 from recoup.models.load import LanguageModel
 from recoup.structure.guard import Guard
 from recoup.structure.shards import whole
-from recoup.training.memory import checkpoint_blocks, offloaded
+from recoup.training.memory import PLAIN_ATTENTION_TOKENS, checkpoint_blocks, offloaded
 from recoup.training.sharding import RowGuard
-
-PLAIN_ATTENTION_TOKENS = 512
 
 
 class ComputeCopy:

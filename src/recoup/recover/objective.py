@@ -16,7 +16,7 @@ from recoup.divergence.head import Head
 from recoup.models.logits import rows_of
 from recoup.models.sample import Rollouts
 from recoup.recover.demonstration import with_prompts
-from recoup.recover.schedule import relative_weights, term_shares, total_weight, weight_at
+from recoup.recover.schedule import relative_weights, step_weights, term_shares, total_weight, weight_at
 from recoup.recover.terms import TermData
 from recoup.training.processes import Processes
 
@@ -25,13 +25,14 @@ OVERLAP_ROWS = 256  # rows of logits alive at once
 
 @dataclass(frozen=True)
 class TermBatch:
-    """One term's rollouts in one step, and what each of its relative token weights is multiplied by."""
+    """One term's rollouts in one step."""
 
     index: int
     term: TermData
     rollouts: Rollouts
     shown: tuple[tuple[int, ...], ...] | None  # the teacher's prompts where they are others, a row each
-    share: float  # of the term in the step's loss, over its total weight over all processes
+    share: float  # of the term in the step's loss
+    total: float  # weight of its rollouts, over all processes
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def term_batches(
     weights = [weight_at(term.config, step, config.steps) * f for term, f in zip(terms, factors, strict=True)]
     by_term = zip(terms, rollouts, term_shares(weights, totals), totals, strict=True)
     return [
-        TermBatch(index, term, part, _shown(term, part), share / total)
+        TermBatch(index, term, part, _shown(term, part), share, total)
         for index, (term, part, share, total) in enumerate(by_term)
         if part is not None and total > 0
     ]
@@ -82,7 +83,8 @@ def micro_batches(config: Recover, batches: Sequence[TermBatch], size: int) -> I
         for start in range(0, len(batch.rollouts.tokens_BT), size):
             rows = slice(start, start + size)
             part = rows_of(batch.rollouts, rows)
-            weights_N = relative_weights(part, config.skip_tokens, config.token_weights) * batch.share
+            relative_N = relative_weights(part, config.skip_tokens, config.token_weights)
+            weights_N = step_weights(relative_N, batch.share, batch.total)
             if bool((weights_N > 0).any()):
                 shown = part if batch.shown is None else with_prompts(part, batch.shown[rows])
                 yield MicroBatch(batch, part, shown, weights_N)

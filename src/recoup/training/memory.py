@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from recoup.errors import TrainingError
 from recoup.models.layers import blocks
 
+PLAIN_ATTENTION_TOKENS = 512  # on a CPU, up to here attention is plain and keeps its scores (recover.compute)
 LEAST_OFFLOADED = 2**16  # bytes: below this the copy's start costs more than the memory is worth
 MEMINFO, STATUS, CGROUP = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
 
