@@ -18,14 +18,18 @@ FLOORS = [
     {"models"},
     {"data"},
     {"training"},
-    {"degrade", "diagnose", "recover", "evaluate", "export", "plan", "report"},
-    {"pipeline", "api", "show"},
+    {"degrade", "diagnose", "recover", "evaluate", "export", "plan", "repair", "report"},
+    {"triage", "history", "callback"},
+    {"pipeline", "api", "examine"},
+    {"show"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 ALLOWED = {
     ("config_file", "config"), ("provenance", "config"), ("results", "errors"),
     ("diagnose", "evaluate"),  # a diagnosis measures token fidelity as the proof does
+    ("recover", "diagnose"), ("recover", "evaluate"),  # a look at the student is a small diagnosis, with its statistics
+    ("repair", "degrade"),  # better rounding is the degrade stage's own, taken anew
     ("export", "report"),  # a model card says what the report says
 }  # fmt: skip
 LIGHT = [

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GIB = 2**30
 BENCHMARKS = (
-    "end_to_end", "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence",
+    "end_to_end", "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term",
 )  # fmt: skip
 FILLED = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "structures.md", ROOT / "docs" / "benchmarks.md")
 

@@ -14,13 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recoup.config import Diagnose, Evaluate, Export, Recover, RunConfig
+from recoup.config import Diagnose, Evaluate, Export, History, Recover, RunConfig, Triage
 from recoup.config_file import parse
 from recoup.progress import Progress, silent
 
 if TYPE_CHECKING:
     from recoup.models.load import LanguageModel
-    from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, ExportResult, RecoverResult
+    from recoup.results import (
+        DegradeResult,
+        DiagnoseResult,
+        EvaluateResult,
+        ExportResult,
+        HistoryResult,
+        RecoverResult,
+        TriageResult,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,48 @@ def diagnose(*, teacher: str, student: str, output: str | Path, **settings: Any)
     from recoup.diagnose.run import DiagnoseInputs, run
 
     inputs = DiagnoseInputs(teacher, student, common.seed, common.chat_template)
+    return run(config, inputs, Path(output), common.progress)
+
+
+def triage(*, teacher: str, student: str, diagnosis: str | Path, output: str | Path, **settings: Any) -> TriageResult:
+    """Try repairs without training and the beginning of one with it, and say what to do about the damage.
+
+    Args:
+        teacher: the earlier checkpoint.
+        student: the damaged model.
+        diagnosis: folder that `diagnose` wrote for the two.
+        output: folder to write to; the best repair without training is in `output/repaired`.
+        settings: of `recoup.config.Triage`, and those of every stage.
+
+    Raises:
+        ConfigError: an unknown setting.
+        DataError: there is no diagnosis.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    config = parse(Triage, settings, "triage")
+    from recoup.results import DiagnoseResult
+    from recoup.run_folder import result_path
+    from recoup.triage.run import TriageInputs, run
+
+    found = DiagnoseResult.read(result_path(Path(diagnosis)))
+    inputs = TriageInputs(teacher, student, found, common.seed, common.chat_template, results=Path("results"))
+    return run(config, inputs, Path(output), common.progress)
+
+
+def history(*, student: str, folder: str | Path, output: str | Path, **settings: Any) -> HistoryResult:
+    """Score every checkpoint in `folder` on each capability, and choose who should teach what.
+
+    Raises:
+        ConfigError: an unknown setting, or no capability is named.
+        DataError: the folder holds no checkpoint.
+        RecoupError: whatever the stage raises.
+    """
+    common = _common(settings)
+    config = parse(History, settings, "history")
+    from recoup.history.run import HistoryInputs, run
+
+    inputs = HistoryInputs(student, Path(folder), common.seed, common.chat_template)
     return run(config, inputs, Path(output), common.progress)
 
 

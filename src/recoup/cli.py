@@ -116,17 +116,21 @@ def diagnose(
     student: Annotated[str, typer.Option(help="The damaged model.")],
     output: Output,
     settings: Settings = None,
+    history: Annotated[Path | None, typer.Option(help="Folder of checkpoints: which was best at what?")] = None,
     seed: Seed = 0,
-    chat_template: Template = None,
 ) -> None:
-    """Measure what was lost, per token and per layer.
+    """Measure what was lost and where, try what is cheap, and say what to do about it.
 
-    Example: `recoup diagnose --teacher embedded --student int3/checkpoint --output diagnosis num_prompts=16`
+    Settings of the triage begin with `triage.` (`triage=null`: none), those of the history with `history.`; `chat_template=FILE`
+    (or `plain`) is for a model without one.
+
+    Example: `recoup diagnose --teacher embedded --student int3/checkpoint --output diagnosis triage.pilot_steps=0`
     """
+    from recoup.examine import Patient, examine
+
     with terminal(err) as progress:
-        options = _options(settings, seed, chat_template)
-        result = recoup.diagnose(teacher=teacher, student=student, output=output, progress=progress, **options)
-    show.diagnosed(out, result)
+        found = examine(Patient(teacher, student, history, seed), settings_tree(settings or []), output, progress)
+    show.examined(out, found)
 
 
 @app.command()
@@ -206,6 +210,21 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     from recoup.report import write_report
 
     out.print(f"wrote {escape(str(write_report(RunFolder(folder))))}", soft_wrap=True)
+
+
+@app.command()
+def correlate(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders whose repairs were probed (`recover.probe`).")],
+) -> None:
+    """Does CKA predict recovery? Correlation of CKA gain with capability gain over runs, training step partialled out.
+
+    Example: `recoup correlate runs/int3-seed0 runs/int3-seed1 runs/nf4-seed0`
+    """
+    from recoup.report.correlation import correlate as work_out
+    from recoup.report.correlation import correlation_table
+
+    table = correlation_table(work_out([RunFolder(folder) for folder in folders]))
+    out.print(table, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from recoup.errors import DataError, RunFolderError
 
 
@@ -109,8 +111,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         _replace_folder(temporary, path)
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot write ({error.strerror or error}); nothing was overwritten") from None
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(f"{path}: cannot write ({reason}); nothing was overwritten") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

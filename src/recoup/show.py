@@ -13,11 +13,14 @@ from recoup.results import (
     Estimate,
     EvaluateResult,
     ExportResult,
+    HistoryResult,
     RecoverResult,
     TokenDamage,
+    TriageResult,
 )
 
 if TYPE_CHECKING:
+    from recoup.examine import Examined
     from recoup.structure.verify import Verification
 
 MIB, GIB = 2**20, 2**30
@@ -33,24 +36,78 @@ def degraded(console: Console, result: DegradeResult) -> None:
 
 
 def diagnosed(console: Console, result: DiagnoseResult) -> None:
-    """Token fidelity, then a row per layer."""
-    tokens = result.tokens
-    console.print(
-        f"token KL {_range(tokens.token_kl_nats)} nats, top-1 agreement {_range(tokens.top1_agreement)}, perplexity "
-        f"{tokens.reference_perplexity:.2f} → {tokens.student_perplexity:.2f} ({tokens.num_tokens} tokens)",
-        soft_wrap=True,
-    )
-    table = Table(
-        "layer",
-        "CKA",
-        "CKA with sink token",
-        "weight drift",
-        title=f"debiased linear CKA, n = {result.num_cka_tokens} tokens",
-    )
+    """Token fidelity, then a row per layer, then what else was found."""
+    console.print(f"{_tokens(result.tokens)} ({result.tokens.num_tokens} tokens)", soft_wrap=True)
+    title = f"debiased linear CKA, n = {result.num_cka_tokens} tokens, sink tokens left out"
+    table = Table("layer", "CKA", "ceiling", "floor", "with sink token", "relative L2", "weight drift", title=title)
     for layer in result.layers:
-        drift = "-" if layer.relative_drift is None else f"{layer.relative_drift:.4f}"
-        table.add_row(str(layer.layer), f"{layer.linear_cka:.4f}", f"{layer.linear_cka_all_tokens:.4f}", drift)
+        low, high = layer.cka_interval or (None, None)
+        between = "" if low is None else f" \\[{low:.4f}, {high:.4f}]"
+        cells = (layer.ceiling, layer.floor, layer.linear_cka_all_tokens, layer.relative_l2, layer.relative_drift)
+        table.add_row(str(layer.layer), f"{layer.linear_cka:.4f}{between}", *map(_number, cells))
     console.print(table)
+    if result.groups:
+        groups = Table("prompts", "token KL, nats", "top-1 agreement", "tokens")
+        for group in result.groups:
+            kl, agreement = _range(group.tokens.token_kl_nats), _range(group.tokens.top1_agreement)
+            groups.add_row(escape(group.group), kl, agreement, str(group.tokens.num_tokens))
+        console.print(groups)
+    if result.behaviour:
+        answers = Table("answers", "reference", "student", "difference")
+        for change in result.behaviour:
+            name = f"{change.measure.replace('_', ' ')} (n={change.num_prompts})"
+            answers.add_row(name, f"{change.reference:.3f}", f"{change.student:.3f}", _range(change.difference))
+        console.print(answers)
+    if result.tasks:
+        tasks = Table("benchmark", "reference", "student", "difference", "")
+        for task in result.tasks:
+            name = escape(f"{task.task} ({task.metric}, n={task.num_items})")
+            scores = (f"{task.reference.value:.3f}", f"{task.degraded.value:.3f}", _range(task.damage))
+            tasks.add_row(name, *scores, task.verdict)
+        console.print(tasks)
+
+
+def remembered(console: Console, result: HistoryResult) -> None:
+    """Which checkpoint was best at what."""
+    table = Table("capability", "best checkpoint", "gain over the student", "significant", "weight of its term")
+    for chosen in result.chosen:
+        cells = (_range(chosen.gain), "yes" if chosen.significant else "no", f"{chosen.weight:.2f}")
+        table.add_row(escape(chosen.capability), escape(chosen.checkpoint), *cells)
+    console.print(table)
+
+
+def advised(console: Console, result: TriageResult) -> None:
+    """What was tried, and the advice."""
+    if result.repairs:
+        table = Table("repair without training", "token KL, nats", "gain", "seconds", "")
+        for trial in result.repairs:
+            settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
+            scores = (_range(trial.token_kl_nats), _range(trial.gain), f"{trial.seconds:.0f}")
+            table.add_row(escape(f"{trial.repair} {settings}".strip()), *scores, escape(trial.note or ""))
+        console.print(table)
+    if result.pilot is not None:
+        pilot = result.pilot
+        console.print(
+            f"pilot of {pilot.steps} steps: token KL {pilot.kl_before.value:.3f} → {pilot.kl_after.value:.3f} nats; "
+            f"predicted for {pilot.planned_steps} steps: recovered fraction {_range(pilot.recovered_fraction)}, "
+            f"{pilot.planned_tokens:,} tokens, {pilot.planned_seconds / 60:.1f} min, {pilot.planned_memory_bytes / GIB:.1f} GiB",
+            soft_wrap=True,
+        )
+    console.print(f"[bold]{escape(result.verdict)}[/bold]: {escape(result.reason)}", soft_wrap=True)
+    for sentence in result.evidence:
+        console.print(f"- {escape(sentence)}", soft_wrap=True)
+    if result.command:
+        console.print(f"next: {escape(result.command)}", soft_wrap=True, highlight=False)
+
+
+def examined(console: Console, found: "Examined") -> None:
+    """Diagnosis, history and advice."""
+    diagnosed(console, found.diagnosis)
+    if found.history is not None:
+        remembered(console, found.history)
+    if found.triage is not None:
+        advised(console, found.triage)
+    console.print(f"report: {escape(str(found.page))}", soft_wrap=True)
 
 
 def recovered(console: Console, result: RecoverResult) -> None:
@@ -132,6 +189,17 @@ def listed(console: Console, lines: Mapping[str, str]) -> None:
 
 def _value(damage: TokenDamage | None, field: str) -> str:
     return "-" if damage is None else f"{getattr(damage, field).value:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _tokens(tokens: TokenDamage) -> str:
+    return (
+        f"token KL {_range(tokens.token_kl_nats)} nats, top-1 agreement {_range(tokens.top1_agreement)}, perplexity "
+        f"{tokens.reference_perplexity:.2f} → {tokens.student_perplexity:.2f}"
+    )
 
 
 def _range(estimate: Estimate) -> str:

@@ -33,8 +33,8 @@ def test_result_is_written_last_and_reads_back(tiny_model: Path, tmp_path: Path)
 
     result = run(config, DiagnoseInputs(str(tiny_model), str(student), seed=0), tmp_path / "out", tell)
     assert DiagnoseResult.read(result_path(tmp_path / "out")) == result
-    assert [done for _, done, _ in told] == [0, 1, 2, 3]
-    assert {label for label, _, _ in told} == set(STEPS)
+    assert [done for _, done, _ in told] == [0, 1, 2, 3, 4, 5]
+    assert {label.removeprefix("diagnose: ") for label, _, _ in told} == set(STEPS)
     assert result.tokens.num_prompts == 5
     assert 5 <= result.tokens.num_tokens <= 30
     assert result.num_cka_tokens > result.tokens.num_tokens

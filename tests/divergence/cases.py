@@ -1,12 +1,14 @@
 """A student and a teacher of other width over a tiny vocabulary, and what torch's own chain rule says of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from recoup.divergence import Compared, Head, HiddenTargets, Rule, compare
+from recoup.divergence import Compared, Head, HiddenTargets, Rule, compare, forward_kl, jensen_shannon, reverse_kl
 
 RULES = [Rule("forward_kl"), Rule("reverse_kl"), Rule("jensen_shannon", 0.3)]
 HEADS = {
@@ -17,6 +19,16 @@ HEADS = {
 }
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY = 5, 4, 6, 11
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+def named(divergence: str, beta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The public function of a divergence, from logits."""
+    table: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "forward_kl": forward_kl,
+        "reverse_kl": reverse_kl,
+        "jensen_shannon": partial(jensen_shannon, beta=beta),
+    }
+    return table[divergence]
 
 
 @dataclass

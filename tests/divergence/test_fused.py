@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recoup.divergence import Head, HiddenTargets, Rule, TopKTargets, compare, formulas, named
-from tests.divergence.cases import HEADS, RULES, TOKENS, VOCABULARY, Case, assert_as_autograd, case, each_rule
+from recoup.divergence import Head, HiddenTargets, Rule, TopKTargets, compare, formulas
+from tests.divergence.cases import HEADS, RULES, TOKENS, VOCABULARY, Case, assert_as_autograd, case, each_rule, named
 
 
 def test_two_tokens_by_hand() -> None:

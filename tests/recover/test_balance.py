@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recoup.recover.balance import Balance, norm, squared_norm
+from recoup.recover.balance import Balance, Ratio, norm, squared_norm
 
 Positive = st.floats(0.5, 4)  # at most 8 apart: inside the bounds
 
@@ -71,3 +71,22 @@ def test_average_moves_slowly_and_ignores_what_says_nothing() -> None:
 def test_a_balance_survives_a_checkpoint() -> None:
     balance = Balance.start(3).after([0.1, None, 3.3]).after([0.7, None, None])
     assert Balance.from_dict(json.loads(json.dumps(balance.to_dict()))) == balance
+
+
+def test_ratio_by_hand() -> None:
+    assert Ratio().factor() == 1
+    first = Ratio().after(2.0, 0.05)
+    assert first.factor() == pytest.approx(40)  # 2 / 0.05
+    # 0.9 ln 40 + 0.1 ln 10
+    assert first.after(1.0, 0.1).factor() == pytest.approx(40**0.9 * 10**0.1)
+    # no term, a negative one (debiased CKA above 1), no divergence, no number: the average stays
+    for divergence, beside in ((1.0, 0.0), (1.0, -0.1), (0.0, 0.1), (math.nan, 0.1), (1.0, math.nan)):
+        assert first.after(divergence, beside) == first
+    assert Ratio().after(1.0, 1e-9).factor() == pytest.approx(100)
+    assert Ratio().after(1e-9, 1.0).factor() == pytest.approx(0.01)
+
+
+@given(st.floats(0.01, 10), st.floats(0.02, 2), st.floats(0.01, 100))
+def test_ratio_makes_the_term_as_large_as_the_divergence(divergence: float, beside: float, unit: float) -> None:
+    ratio = Ratio().after(divergence * unit, beside * unit)
+    assert ratio.factor() * beside == pytest.approx(max(min(divergence, 100 * beside), beside / 100))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recoup.config import Guards
 from recoup.models.sample import pack
-from recoup.recover.collapse import Tally, Vitals, Watch, repeats, tally
+from recoup.recover.collapse import Tally, Vitals, Watch, tally
 
 RULE = Guards(min_length=0.25, max_repetition=0.6, min_entropy=0.1, window=2)
 FINE = Vitals(length=20.0, repetition=0.1, entropy=2.0)
@@ -25,15 +25,6 @@ def watched(*steps: Vitals, rule: Guards = RULE) -> Watch:
     for number, vitals in enumerate(steps):
         watch = watch.after(rule, number, vitals)
     return watch
-
-
-def test_repeats_by_hand() -> None:
-    # 1234 2341 3412 4123 1234: the last stood before. Six sevens: three 4-grams, two of them again. Three tokens: none.
-    assert repeats([[1, 2, 3, 4, 1, 2, 3, 4]]) == (1, 5)
-    assert repeats([[7] * 6]) == (2, 3)
-    assert repeats([[1, 2, 3]]) == (0, 0)
-    # the same words in another completion are no repetition
-    assert repeats([[1, 2, 3, 4], [1, 2, 3, 4]]) == (0, 2)
 
 
 def test_vitals_by_hand() -> None:

@@ -1,5 +1,6 @@
 """The hidden-state term: values, invariances, gradients, and which states it looks at."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recoup.cka import debiased_cka
-from recoup.diagnose.damage import pair_blocks
+from recoup.config import Recover
 from recoup.errors import ConfigError
 from recoup.models.capture import hidden_states
 from recoup.models.hidden import completion_hidden
-from recoup.models.layers import blocks
+from recoup.models.layers import blocks, paired_blocks
 from recoup.models.load import load
 from recoup.models.sample import Rollouts, pack
 from recoup.recover.hidden_term import (
@@ -23,8 +24,8 @@ from recoup.recover.hidden_term import (
     completion_states,
     hidden_term,
     relative_l2,
-    teacher_layers,
 )
+from recoup.recover.run import RecoverInputs, run
 from tests.conftest import LAYOUTS, save_tiny
 
 ROLLOUTS = pack([[5, 6, 7], [8]], [[9, 10, 11, 12], [13, 14]], pad=0)
@@ -170,13 +171,6 @@ def test_layers_by_default_are_every_fourth_and_the_last() -> None:
         chosen_layers((6,), 6)
 
 
-def test_pruned_students_pair_as_the_diagnosis_pairs_them() -> None:
-    assert teacher_layers((0, 1), 2, 4) == (1, 3)
-    for num_student in range(1, 9):
-        for num_teacher in range(num_student, 12):
-            assert teacher_layers(range(num_student), num_student, num_teacher) == pair_blocks(num_student, num_teacher)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_states_are_those_that_predict_completion_tokens(tiny_models: dict[str, Path], layout: str) -> None:
     model = load(str(tiny_models[layout])).model
@@ -221,7 +215,7 @@ def test_a_deeper_teacher_teaches_a_student_on_other_prompts(tiny_models: dict[s
     longer = pack([[1, 2, 3, 4, 5], [1, 2]], rollouts.completions(), pad=0)
     own = chosen_layers((0, 1), 2)
     with torch.inference_mode():
-        theirs = states_of(teacher, teacher_layers(own, 2, 4), longer)
+        theirs = states_of(teacher, paired_blocks(2, 4), longer)
     states = states_of(student, own, rollouts)
     pairs = [states[index] for index in own], [theirs[index] for index in (1, 3)]
     loss = hidden_term("cka", *pairs, torch.full((40,), 1 / 40))
@@ -229,3 +223,33 @@ def test_a_deeper_teacher_teaches_a_student_on_other_prompts(tiny_models: dict[s
     loss.backward()
     assert 0 < loss.item() < 2
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("measure", ["cka", "relative_l2"])
+def test_a_term_without_a_teacher_has_no_hidden_states(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path, measure: str
+) -> None:
+    rows = [{"prompt": f"prompt number {i}", "completion": "a long enough answer " * 3} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    terms = [{"loss": "cross_entropy", "completions": "file", "prompts": str(tmp_path / "rows.jsonl")}]
+    changes = {"terms": terms, "hidden_states": {"measure": measure}, "steps": 1, "rollout": {"max_tokens": 40}}
+    config = Recover.model_validate(short.model_dump() | changes)
+    run(config, RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.jsonl").read_text())["hidden_loss"] is None
+
+
+def test_a_balanced_term_stands_to_the_divergence_as_its_weight_says(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    found: dict[str, list[dict]] = {}
+    for balance in ("fixed", "loss"):
+        hidden = {"measure": "relative_l2", "weight": 0.3, "balance": balance}
+        config = Recover.model_validate(short.model_dump() | {"hidden_states": hidden, "steps": 2})
+        run(config, RecoverInputs(str(damaged), (str(tiny_model),), 0), tmp_path / balance)
+        found[balance] = [json.loads(line) for line in (tmp_path / balance / "metrics.jsonl").read_text().splitlines()]
+    fixed, balanced = found["fixed"], found["loss"]
+    assert balanced[0]["hidden_loss"] == fixed[0]["hidden_loss"]  # nothing was measured before the first step
+    # the second step: the same student, its term multiplied by what divergence over term was in the first
+    divergence, term = fixed[0]["loss"] - fixed[0]["hidden_loss"], fixed[0]["hidden_loss"] / 0.3
+    assert balanced[1]["hidden_loss"] == pytest.approx(fixed[1]["hidden_loss"] * divergence / term, rel=1e-5)
+    assert balanced[1]["kl"] == fixed[1]["kl"]

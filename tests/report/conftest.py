@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
+from recoup.report import svg
 from recoup.results import (
     DegradeResult,
     DiagnoseResult,
@@ -12,6 +14,7 @@ from recoup.results import (
     EvaluateResult,
     Generation,
     LayerDamage,
+    ProbeRecord,
     RecoverResult,
     RecoverStep,
     Result,
@@ -203,6 +206,33 @@ def put(folder: Path, result: Result) -> None:
 
 def put_steps(folder: RunFolder) -> None:
     write_text(folder.recover / "metrics.jsonl", "".join(f"{step.model_dump_json()}\n" for step in steps()))
+
+
+def probe() -> list[ProbeRecord]:
+    """Six looks, twenty steps apart: KL is 1.2 times 0.7 to the k, and CKA of two layers rises."""
+    return [
+        ProbeRecord(
+            step=20 * k,
+            token_kl_nats=around(1.2 * 0.7**k, 0.05),
+            top1_agreement=around(0.5 + 0.05 * k, 0.02),
+            linear_cka=(0.9 + 0.01 * k, 0.7 + 0.03 * k),
+            groups={},
+            tasks={},
+            seconds=2.1,
+        )
+        for k in range(6)
+    ]
+
+
+def put_probe(folder: RunFolder, **changes: object) -> None:
+    looks = [look.model_copy(update=changes) for look in probe()]
+    write_text(folder.recover / "probe.jsonl", "".join(f"{look.model_dump_json()}\n" for look in looks))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures as empty frames: drawing them takes most of a page's time."""
+    monkeypatch.setattr(svg, "inline", lambda figure, name, title: Markup('<svg aria-label="{}"></svg>').format(title))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -10,50 +9,9 @@ from recoup.report import write_report
 from recoup.results import Generation
 from recoup.run_folder import RunFolder, write_json, write_text
 
-from .conftest import PROVENANCE, RECOVERY, diagnosis, evaluation, healed, injury, put, put_steps
-
-ATTACK = "<script>alert(1)</script>"
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Text, addresses, tables and unclosed tags of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.addresses: list[str] = []
-        self.attributes: set[str] = set()
-        self.tags: list[str] = []
-        self.unscoped: int = 0
-        self.unnamed_figures: int = 0
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.tags.append(tag)
-        self.attributes |= set(values)
-        self.addresses += [values[name] or "" for name in ("src", "href", "xlink:href", "action") if name in values]
-        self.unscoped += tag == "th" and "scope" not in values
-        self.unnamed_figures += tag == "svg" and not values.get("aria-label")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.words += data.split()
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
+from .conftest import PROVENANCE, RECOVERY, diagnosis, evaluation, healed, injury, put, put_probe, put_steps
+from .diagnosed import DIAGNOSIS
+from .reading import ATTACK, Page
 
 
 def page_of(folder: RunFolder) -> Page:
@@ -100,6 +58,24 @@ def test_five_figures_with_names_and_scoped_headers(finished: RunFolder):
     assert page.unnamed_figures == 0
     assert page.unscoped == 0
     assert page.open == []
+
+
+def test_the_probe_stands_beside_the_loss(finished: RunFolder):
+    put_probe(finished)
+    page = page_of(finished)
+    assert page.tags.count("svg") == 7
+    assert "Token KL to the teacher on held-out prompts that the repair never trains on" in page.text
+
+
+def test_a_probe_without_hidden_states_has_no_cka(empty: RunFolder):
+    put_probe(empty, linear_cka=())
+    put(empty.recover, RECOVERY)
+    assert page_of(empty).tags.count("svg") == 1
+
+
+def test_bands_and_bounds_are_named_where_they_are_drawn(finished: RunFolder):
+    put(finished.diagnose("before"), DIAGNOSIS)
+    assert "Bands are 95% intervals over prompts. Ceiling: the teacher" in page_of(finished).text
 
 
 def test_nothing_is_loaded_and_nothing_runs(finished: RunFolder):

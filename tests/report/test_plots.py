@@ -3,27 +3,19 @@ import re
 from xml.etree import ElementTree
 
 import matplotlib as mpl
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from recoup.report import plots, svg
 from recoup.results import Estimate
 
-from .conftest import NUM_LAYERS, SWITCH, diagnosis, healed, preserved, steps
+from .conftest import SWITCH, healed, preserved, probe, steps
+from .reading import curves
 
 
 @pytest.fixture(autouse=True)
 def _style():
     with svg.drawing():
         yield
-
-
-def curves(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
-    """x and y of each labelled line."""
-    lines = figure.axes[0].get_lines()
-    points = {str(line.get_label()): np.asarray(line.get_xydata()) for line in lines}
-    return {label: (xy[:, 0].tolist(), xy[:, 1].tolist()) for label, xy in points.items()}
 
 
 def test_scores_stand_in_rows_from_the_top():
@@ -40,18 +32,22 @@ def test_scores_without_a_repair_leave_it_out():
     assert curves(plots.scores([unrepaired, preserved()]))["recovered"][0] == [0.68]
 
 
-def test_cka_draws_both_measures_of_both_states():
-    drawn = curves(plots.layer_cka(diagnosis(0.3, 0.4), diagnosis(0.1, 0.1)))
-    # the last of 30 layers: 1 − 0.3 · 30/30 without the sink, 1 − 0.3 · 30/30 / 4 with it
-    assert drawn["before repair"][1][-1] == pytest.approx(0.7)
-    assert drawn["before repair, sink included"][1][-1] == pytest.approx(0.925)
-    assert drawn["after repair"][1][-1] == pytest.approx(0.9)
-    assert len(drawn["after repair, sink included"][1]) == NUM_LAYERS
+def test_a_diagnosis_scores_a_pair():
+    figure = plots.scores([healed("first"), preserved("second")], plots.PAIR)
+    drawn = curves(figure)
+    assert set(drawn) & {"teacher", "student", "recovered"} == {"teacher", "student"}
+    # two models, 0.22 rows apart around the middle of the row
+    assert drawn["student"][1] == pytest.approx([0.11, 1.11])
 
 
-def test_drift_has_a_gap_where_shapes_differ():
-    _, drift = curves(plots.layer_drift(None, diagnosis(0.1, 0.1)))["after repair"]
-    assert [i for i, value in enumerate(drift) if math.isnan(value)] == [4]
+def test_the_probe_shows_every_look():
+    steps_looked_at, kl = curves(plots.probe_kl(probe()))["student"]
+    assert steps_looked_at == [0, 20, 40, 60, 80, 100]
+    assert kl[:2] == pytest.approx([1.2, 0.84])
+    # k = 1: layers 0.91 and 0.73, whose mean is 0.82
+    drawn = curves(plots.probe_cka(probe()))
+    assert drawn["mean of the layers"][1][1] == pytest.approx(0.82)
+    assert drawn["lowest layer"][1][1] == pytest.approx(0.73)
 
 
 def test_loss_is_split_at_the_switch():
@@ -76,13 +72,12 @@ def test_switch_needs_both_phases():
 def test_no_two_curves_differ_by_colour_alone():
     for figure in (
         plots.scores([healed()]),
-        plots.layer_cka(diagnosis(0.3, 0.4), diagnosis(0.1, 0.1)),
+        plots.scores([healed()], plots.PAIR),
         plots.loss(steps()),
+        plots.probe_cka(probe()),
     ):
         lines = [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith("_")]
-        looks = [
-            (line.get_marker(), line.get_linestyle()) for line in lines if "sink included" not in str(line.get_label())
-        ]
+        looks = [(line.get_marker(), line.get_linestyle()) for line in lines]
         assert len(set(looks)) == len(looks) > 1
 
 

@@ -16,6 +16,34 @@ def test_clean_keeps_lines_tabs_and_letters():
     assert words.clean("a\tb\nc\r\nd é 中 👩‍🔬") == "a\tb\nc\nd é 中 👩‍🔬"
 
 
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [(" the", " the"), ("\n\n", "⏎⏎"), ("  ", "␣␣"), ("", "(nothing)"), ("a\r\n\tb", "a⏎⇥b"), ("\u3000", "\u3000")],
+)
+def test_tokens_can_be_seen(token: str, expected: str):
+    assert words.visible(token) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0, "0.000"),
+        (5.7e-5, "under 0.001"),
+        (0.001, "0.001"),
+        (0.5, "0.500"),
+        (0.99997, "over 0.999"),
+        (1.0, "1.000"),
+    ],
+)
+def test_probabilities_near_the_ends(value: float, expected: str):
+    assert words.probability(value) == expected
+
+
+def test_tail_keeps_the_end():
+    assert words.tail("abcdef", 3) == "…def"
+    assert words.tail("abc", 3) == "abc"
+
+
 def test_label_is_one_short_line():
     assert words.label("a\n b\tc") == "a b c"
     assert words.label("x" * 40, max_chars=10) == "x" * 9 + "…"

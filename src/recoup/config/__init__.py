@@ -25,6 +25,7 @@ from recoup.config.recover import (
     Guards,
     HiddenStates,
     Memory,
+    Probe,
     Recover,
     Rollout,
     Teachers,
@@ -32,8 +33,10 @@ from recoup.config.recover import (
     Train,
 )
 from recoup.config.run import Diagnose, Evaluate, Export, RunConfig
+from recoup.config.triage import FREE_REPAIRS, FreeRepair, History, Triage
 
 __all__ = [
+    "FREE_REPAIRS",
     "SELF_TEACHERS",
     "SFT",
     "AttentionHeads",
@@ -47,10 +50,13 @@ __all__ = [
     "Export",
     "FFNWidth",
     "Format",
+    "FreeRepair",
     "Guards",
     "HiddenStates",
+    "History",
     "Magnitude",
     "Memory",
+    "Probe",
     "Quantize",
     "Recover",
     "Rollout",
@@ -60,5 +66,6 @@ __all__ = [
     "Teachers",
     "Term",
     "Train",
+    "Triage",
     "Wanda",
 ]

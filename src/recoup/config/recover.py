@@ -71,6 +71,10 @@ class HiddenStates(Node):
         "cka", description="1 − debiased linear CKA, or ‖H_S − H_T‖² / ‖H_T‖², averaged over the layers."
     )
     weight: PositiveFloat = Field(0.1, description="Weight beside the divergence, which counts 1.")
+    balance: Literal["fixed", "loss"] = Field(
+        "fixed",
+        description="The term counts as `weight` says, or is multiplied by the running ratio of divergence and term.",
+    )
     layers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = Field(
         None, description="Blocks compared, counted from 0; every fourth and the last when null."
     )
@@ -194,6 +198,38 @@ class Memory(Node):
     shrink_micro_batch: bool = Field(True, description="Halve micro_batch_size and go on when memory runs out.")
 
 
+class Probe(Node):
+    """The student on a fixed set of held-out prompts, watched while it trains."""
+
+    every: PositiveInt = Field(
+        20, description="Optimizer steps between looks; the start and the end are looked at too."
+    )
+    prompts: str = Field("self", description="`self` (the teacher writes them), a JSONL/text file, or `hub:NAME`.")
+    num_prompts: PositiveInt = Field(
+        16, description="Prompts; the first teacher that a term distils as it is answers them once."
+    )
+    max_tokens: PositiveInt = Field(32, description="Length of those answers, tokens.")
+    tasks: tuple[str, ...] = Field((), description="Benchmarks scored at every look; they cost what they cost.")
+    limit: PositiveInt = Field(50, description="Items per task.")
+    data: str | None = Field(
+        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+    )
+    recovered_at: Share = Field(
+        0.0, description="Stop when token KL has fallen to this share of what it was at the start; 0: never."
+    )
+    patience: PositiveInt = Field(
+        3,
+        description="Looks in a row at which a group or task is significantly worse than at the start before the run stops.",
+    )
+    keep_best: bool = Field(
+        True,
+        description=(
+            "End with the student of the look with the lowest token KL among those at which nothing was newly damaged; its "
+            "checkpoint is kept on disk."
+        ),
+    )
+
+
 class Recover(Node):
     """On-policy self-distillation from a historical checkpoint."""
 
@@ -226,6 +262,9 @@ class Recover(Node):
     teachers: Teachers = Field(Teachers(), description="How teachers are held.")
     guards: Guards = Field(Guards(), description="What counts as a collapse.")
     memory: Memory = Field(Memory(), description="What is spent to fit.")
+    probe: Probe | None = Field(
+        None, description="Looks at the student on held-out prompts while it trains; null: none."
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Experiment trackers that get every step's metrics, besides metrics.jsonl."
     )

@@ -16,6 +16,14 @@ class Diagnose(Node):
     prompts: str = Field("self", description="Held-out prompts: `self`, a JSONL/text file, or `hub:NAME`.")
     num_prompts: PositiveInt = Field(32, description="Prompts; the reference writes a completion to each.")
     max_tokens: PositiveInt = Field(64, description="Completion length, tokens.")
+    behaviour: bool = Field(
+        True, description="Both models answer prompts of our own: JSON, tool calls, refusals, length and repetition."
+    )
+    tasks: tuple[str, ...] = Field((), description="Benchmarks that both models are scored on; see `recoup ls tasks`.")
+    limit: PositiveInt | None = Field(100, description="Items per task, chosen by the seed; all when null.")
+    data: str | None = Field(
+        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+    )
 
 
 class Evaluate(Node):

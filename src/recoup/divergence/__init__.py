@@ -1,6 +1,6 @@
 """Full-vocabulary divergences between a teacher and a student: from logits (`formulas`), or from hidden states (`fused`)."""
 
-from recoup.divergence.formulas import forward_kl, jensen_shannon, named, overlap, reverse_kl
+from recoup.divergence.formulas import forward_kl, jensen_shannon, overlap, reverse_kl
 from recoup.divergence.fused import Compared, Rule, compare
 from recoup.divergence.head import Head, HiddenTargets, Targets, TopKTargets
 from recoup.divergence.topk import top_k
@@ -15,7 +15,6 @@ __all__ = [
     "compare",
     "forward_kl",
     "jensen_shannon",
-    "named",
     "overlap",
     "reverse_kl",
     "top_k",

@@ -57,16 +57,6 @@ def overlap(student_logits_NV: LogitsNV, teacher_logits_NV: LogitsNV) -> PerToke
     return torch.minimum(_logp(student_logits_NV), _logp(teacher_logits_NV)).exp().sum(-1)
 
 
-def named(divergence: str, jensen_shannon_beta: float) -> Callable[[LogitsNV, LogitsNV], PerTokenN]:
-    """The divergence a config names."""
-    table: dict[str, Callable[[LogitsNV, LogitsNV], PerTokenN]] = {
-        "forward_kl": forward_kl,
-        "reverse_kl": reverse_kl,
-        "jensen_shannon": lambda student, teacher: jensen_shannon(student, teacher, jensen_shannon_beta),
-    }
-    return table[divergence]
-
-
 def formula(divergence: str, beta: float) -> Formula:
     """Value and d value / d student logits of the divergence a config names, from both models' logp.
 

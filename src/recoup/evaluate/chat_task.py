@@ -9,41 +9,25 @@ from recoup.config import Evaluate
 from recoup.data.chat import Messages, prompt_ids
 from recoup.errors import DataError
 from recoup.evaluate.completion import complete
+from recoup.evaluate.file_task import FileTask, data_file
 from recoup.evaluate.items import NUM_SAMPLES, Report, choose, silent
 from recoup.models.load import LanguageModel
 from recoup.models.sample import Sampling
 from recoup.results import TaskItems
-from recoup.run_folder import read_jsonl, user_path
+from recoup.run_folder import read_jsonl
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ChatTask:
-    """One task. `grade` gives named scores in [0, 1]; the one named `metric` is the item's score."""
+class ChatTask(FileTask):
+    """One task. `grade` gives named scores in [0, 1]."""
 
-    name: str
-    file: str  # under the data folder
-    metric: str
     max_tokens: int
     messages: Callable[[Row], Messages]
     gold: Callable[[Row], str]  # the right answer as a model would write it
     grade: Callable[[Row, str], dict[str, float]]
-    about: str
-
-
-def data_file(task: ChatTask, data: str | None) -> Path:
-    """Where the rows of `task` are.
-
-    Raises:
-        DataError: no data folder is given, or it lacks the file.
-    """
-    if data is None:
-        raise DataError(f"task {task.name!r} needs `evaluate.data`: the folder that holds {task.file}")
-    path = user_path(data) / task.file
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; `evaluate.data` is the folder that holds {task.file}")
-    return path
+    read: Callable[[Path], list[Row]] = read_jsonl  # the rows that can be graded
 
 
 def read_rows(task: ChatTask, data: str | None) -> list[Row]:
@@ -53,11 +37,11 @@ def read_rows(task: ChatTask, data: str | None) -> list[Row]:
         DataError: the file is missing, or a row lacks a field.
     """
     path = data_file(task, data)
-    rows = read_jsonl(path)
+    rows = task.read(path)
     for number, row in enumerate(rows, start=1):
         try:
             task.messages(row), task.grade(row, task.gold(row))
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}, row {number}: not a row of {task.name} ({type(error).__name__}: {error})"
             ) from None

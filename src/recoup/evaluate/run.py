@@ -16,7 +16,7 @@ from recoup.config import Evaluate
 from recoup.data.prompts import Prompt, Split, fitting, load_prompts
 from recoup.evaluate.compare import compare
 from recoup.evaluate.completion import complete
-from recoup.evaluate.fidelity import token_damage
+from recoup.evaluate.fidelity import TeacherValues, teacher_values, token_values
 from recoup.evaluate.items import Report, silent
 from recoup.evaluate.stored import fingerprint, score_key, stored_or_scored
 from recoup.evaluate.tasks import check_tasks, score_task
@@ -47,9 +47,8 @@ class EvaluateInputs:
 class _HeldOut:
     """Held-out prompts with what the reference says to them, greedily."""
 
-    reference: LanguageModel
     prompts: list[Prompt]
-    rollouts: Rollouts
+    said: TeacherValues
 
 
 def run(config: Evaluate, inputs: EvaluateInputs, folder: Path, progress: Progress | None = None) -> EvaluateResult:
@@ -70,7 +69,7 @@ def run(config: Evaluate, inputs: EvaluateInputs, folder: Path, progress: Progre
     reference = stage.load(inputs.reference)
     held_out = stage.held_out(reference)
     scores = {"reference": stage.score("reference", reference, None)}
-    texts = {"reference": _decoded(reference, held_out.rollouts)}
+    texts = {"reference": _decoded(reference, held_out.said.rollouts)}
     for state, name in students.items():
         model = stage.load(name)
         scores[state] = stage.score(state, model, held_out)
@@ -112,19 +111,15 @@ class _Stage:
         prompts = fitting(found, MAX_PROMPT_TOKENS)
         longest = max(len(prompt.ids) for prompt in prompts) + self.config.fidelity_tokens
         settings = Sampling(self.config.fidelity_tokens, batch_size=max(1, self.config.batch_tokens // longest))
-        return _HeldOut(reference, prompts, sample(reference, [prompt.ids for prompt in prompts], settings))
+        rollouts = sample(reference, [prompt.ids for prompt in prompts], settings)
+        return _HeldOut(prompts, teacher_values(reference, rollouts))
 
     def score(self, state: str, model: LanguageModel, held_out: _HeldOut | None) -> ModelScores:
         """Score and write one model; fidelity is measured where there are held-out rollouts of a reference."""
         started = time.perf_counter()
         tasks = tuple(self._task(state, model, task) for task in self.config.tasks)
-        fidelity = held_out and token_damage(
-            held_out.reference,
-            model,
-            held_out.rollouts,
-            num_bootstrap=self.config.num_bootstrap,
-            seed=self.inputs.seed,
-        )
+        bootstrap = {"num_bootstrap": self.config.num_bootstrap, "seed": self.inputs.seed}
+        fidelity = held_out and token_values(held_out.said, model).damage(**bootstrap)
         scores = ModelScores(model=model.name, tasks=tasks, fidelity=fidelity, seconds=time.perf_counter() - started)
         write_text(result_path(self.folder / state), scores.model_dump_json(indent=2) + "\n")
         return scores

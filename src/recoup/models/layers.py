@@ -81,6 +81,14 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=len)
 
 
+def paired_blocks(num_student: int, num_teacher: int) -> tuple[int, ...]:
+    """The teacher's block for each of the student's: the one at the same relative depth, the last with the last.
+
+    Equal depths pair one to one; when 4 blocks were pruned to 2, student blocks 0 and 1 pair with teacher blocks 1 and 3.
+    """
+    return tuple(-(-(index + 1) * num_teacher // num_student) - 1 for index in range(num_student))
+
+
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Every linear layer inside the blocks, by its full name; embeddings and head are not among them."""
     inside = {id(module) for block in blocks(model) for module in block.modules()}
@@ -109,8 +117,16 @@ def feed_forwards(model: PreTrainedModel) -> tuple[FeedForward, ...]:
 
 
 def head_counts(model: PreTrainedModel) -> HeadCounts:
-    """Numbers of heads and their width, as the config names them."""
+    """Numbers of heads and their width, as the config names them.
+
+    Raises:
+        StructureError: it names none, as that of a model without attention.
+    """
     config = model.config
+    if not getattr(config, "num_attention_heads", None):
+        raise StructureError(
+            f"{type(model).__name__}: its config names no num_attention_heads, so it has none to look at"
+        )
     query = int(config.num_attention_heads)
     dim = getattr(config, "head_dim", None) or config.hidden_size // query
     return HeadCounts(query, int(getattr(config, "num_key_value_heads", None) or query), int(dim))

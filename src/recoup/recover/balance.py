@@ -15,6 +15,11 @@ It stands for the norm over the parameters and is not the same: on a damaged Smo
 to 2.3 by parameters and 1.8 by hidden states on answers of a file, 1.0 to 1.2 against 1.6 to 1.8 on the student's own text (3
 batches of 4 rollouts). `Balance` takes norms from wherever they come.
 
+`Ratio` balances the hidden-state term against the divergence by their values instead. 2606.05682 balances its CKA loss against
+the logit loss as training goes on; its rule was not at hand, this one is ours. The term counts weight · d / h, with d and h the
+running averages of divergence and term, a constant to autograd: `weight` times the divergence whatever the units and sizes of
+the two. Gradient norms would need a second backward pass: the two share no tensor whose gradients come apart.
+
 Shapes: N completion tokens of a micro-batch, D width.
 """
 
@@ -29,6 +34,7 @@ from torch import Tensor
 
 RATE = 0.1  # share of a step's norm in the moving average
 LARGEST_FACTOR = 10.0
+LARGEST_RATIO = 100.0  # KL of 2 nats beside 1 − CKA of 0.02, a healthy start; beyond, the term is all but gone
 
 
 def squared_norm(grad_ND: Float[Tensor, "N D"], weights_N: Float[Tensor, " N"]) -> tuple[float, float]:
@@ -97,6 +103,31 @@ class Balance:
     def from_dict(cls, saved: Mapping[str, Any]) -> "Balance":
         """The balance that `to_dict` wrote."""
         return cls(tuple(saved["log_norms"]))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Moving average of the divergence over the hidden-state term (its logarithm); null until both were measured."""
+
+    log_ratio: float | None = None
+
+    def after(self, divergence: float, beside: float) -> "Ratio":
+        """The average with one more step.
+
+        Args:
+            divergence: the step's loss without the term, nats.
+            beside: the term without weight and factor. Debiased CKA may exceed 1, and the term be negative: such a step, and
+                one without the term (0), says nothing of scale and changes nothing.
+        """
+        new = divergence / beside if beside > 0 and divergence > 0 else None
+        return Ratio(_averaged(self.log_ratio, new))
+
+    def factor(self) -> float:
+        """What the term is multiplied by; 1 before the first measurement, at most 100 and at least 1/100."""
+        if self.log_ratio is None:
+            return 1.0
+        bound = math.log(LARGEST_RATIO)
+        return math.exp(min(bound, max(-bound, self.log_ratio)))
 
 
 def _averaged(old: float | None, new: float | None) -> float | None:

@@ -14,7 +14,6 @@ A student that repeats itself from the start (damage, not collapse) is judged on
 the bound. Steps on teacher-written text say nothing of the student and are not shown to the watch.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -24,9 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recoup.config import Guards
+from recoup.diagnose.formats import repeats
 from recoup.models.sample import Rollouts
-
-GRAM = 4  # tokens of an n-gram
 
 
 @dataclass(frozen=True)
@@ -85,16 +83,6 @@ def tally(rollouts: Rollouts, logp_BT: Float[Tensor, "B T"] | None, cap: int) ->
         known_tokens=0.0 if logp_BT is None else float(sum(map(len, completions))),
         surprisal_nats=0.0 if logp_BT is None else -float(logp_BT[rollouts.completion_BT].double().sum()),
     )
-
-
-def repeats(completions: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Number of 4-grams that stood in their completion before, and number of 4-grams."""
-    repeated = total = 0
-    for ids in completions:
-        grams = Counter(tuple(ids[start : start + GRAM]) for start in range(len(ids) - GRAM + 1))
-        total += grams.total()
-        repeated += grams.total() - len(grams)
-    return repeated, total
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ class Drawer:
             return self.backend.sample([prompt.ids for prompt in prompts], settings)
         with term.teacher.model() as writer:
             written = sample(writer, [term.to_teacher(p) for p in prompts], replace(settings, logp=False))
-        known = [_known(ids, term.teacher.num_shared) for ids in written.completions()]
-        return pack([prompt.ids for prompt in prompts], known, pad_id(self.student), self.student.device)
+        shared = [known(ids, term.teacher.num_shared) for ids in written.completions()]
+        return pack([prompt.ids for prompt in prompts], shared, pad_id(self.student), self.student.device)
 
     def _settings(self, term: TermData, places: Sequence[Place]) -> Sampling:
         rollout, guards = self.config.rollout, self.config.guards
@@ -88,7 +88,7 @@ class Drawer:
         )
 
 
-def _known(ids: list[int], num_shared: int) -> list[int]:
+def known(ids: list[int], num_shared: int) -> list[int]:
     """A completion up to the first token that the student does not have: a padded head can draw what means nothing."""
     return ids[: next((place for place, token in enumerate(ids) if token >= num_shared), len(ids))]
 

@@ -16,6 +16,8 @@ with the micro-batch size. Its single gradients at 8 tokens are 6 times the whol
 Early blocks are noisy whatever the estimator: in SmolLM2-135M's blocks 3 and 7 half of the variance is one dimension at a few
 tokens, and with 64 tokens a damaged model's CKA there read 0.90 to 0.92, with 549 tokens 0.99.
 
+The term counts as a fixed weight says, or in proportion to the divergence (`balance.Ratio`).
+
 States are taken where completion tokens are predicted, as `completion_hidden` takes them: the last token's own states predict
 nothing and are never worked out. The first token of a sequence, an attention sink, is among them only after a prompt of one
 token.
@@ -57,14 +59,6 @@ def chosen_layers(layers: Sequence[int] | None, num_blocks: int) -> tuple[int, .
             f"recover.hidden_states.layers: no block {max(layers)}; the student has blocks 0 to {num_blocks - 1}"
         )
     return tuple(sorted(set(layers)))
-
-
-def teacher_layers(layers: Sequence[int], num_student: int, num_teacher: int) -> tuple[int, ...]:
-    """The teacher's block for each of the student's: at the same relative depth, the last with the last.
-
-    With 4 blocks pruned to 2, student blocks 0 and 1 pair with teacher blocks 1 and 3.
-    """
-    return tuple(-(-(layer + 1) * num_teacher // num_student) - 1 for layer in layers)
 
 
 @contextmanager

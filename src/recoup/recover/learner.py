@@ -42,8 +42,14 @@ class Learner:
         self._pairs = BlockPairs(settings, compute.model.model) if settings else None
         self._said: dict[tuple[int, bytes], Targets] = {}
 
-    def learn(self, part: MicroBatch, sums: Sums, clock: Clock) -> Sums:
+    def learn(self, part: MicroBatch, sums: Sums, clock: Clock, hidden_factor: float = 1.0) -> Sums:
         """Add the micro-batch's gradients to those of what trains; returns the sums with its figures.
+
+        Args:
+            part: rollouts of one forward pass.
+            sums: of the micro-batches before.
+            clock: of the step.
+            hidden_factor: what the hidden-state term's weight is multiplied by.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
@@ -57,7 +63,7 @@ class Learner:
                 states_CD.retain_grad()
             shared = part.batch.term.teacher.num_shared
             found = compare(states_CD, self._compute.head, only(seen.targets, counts_N), self._rule, weights_C, shared)
-            beside = self._pairs.loss(seen.mine, seen.theirs, weights_N) if self._pairs else None
+            beside = self._pairs.loss(seen.mine, seen.theirs, weights_N * hidden_factor) if self._pairs else None
             self._stepper.backward(found.loss if beside is None else found.loss + beside)
         values = _figures(found, beside) | _norms(states_CD, weights_C) | {Column.EFFECTIVE: effective}
         return sums.plus(part.batch.index, values)

@@ -20,6 +20,7 @@ HEADLINE = (("loss", "loss {:.3f}"), ("kl", "KL {:.3f} nats"))
 FIGURES = (
     ("learning_rate", "learning rate {:.1e}"),
     ("overlap", "overlap {:.2f}"),
+    ("held_out_kl", "held-out KL {:.3f} nats"),
     ("cka", "CKA {:.3f}"),
     ("hidden_loss", "hidden-state term {:.3f}"),
     ("staleness", "{} steps stale"),

@@ -77,6 +77,11 @@ class Sums:
         pairs = self.table[:, [Column.SQUARES, Column.WEIGHTS]].tolist()
         return [balance.norm(squares, weights) for squares, weights in pairs]
 
+    def sides(self) -> tuple[float, float]:
+        """The step's loss without the hidden-state term, and that term."""
+        totals = self.table.sum(0)
+        return float(totals[Column.LOSS]), float(totals[Column.HIDDEN])
+
     def metrics(self) -> dict[str, object]:
         """As `metrics.jsonl` names them."""
         loss, nats, tokens, _, _, hidden, effective = self.table.sum(0).tolist()

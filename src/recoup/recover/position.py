@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recoup.recover.balance import Balance
+from recoup.recover.balance import Balance, Ratio
 from recoup.recover.bootstrap import Phase
 from recoup.recover.collapse import Watch
+from recoup.recover.looks import Looks
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Position:
     phase: Phase = field(default_factory=Phase)
     watch: Watch = field(default_factory=Watch)
     balance: Balance = field(default_factory=Balance)
+    ratio: Ratio = field(default_factory=Ratio)
+    looks: Looks = field(default_factory=Looks)
     roll_backs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -26,6 +29,8 @@ class Position:
             "on_policy_from": self.phase.on_policy_from,
             "watch": self.watch.to_dict(),
             "balance": self.balance.to_dict(),
+            "log_ratio": self.ratio.log_ratio,
+            "looks": self.looks.to_dict(),
             "roll_backs": self.roll_backs,
         }
 
@@ -37,5 +42,7 @@ class Position:
             Phase(saved["on_policy_from"]),
             Watch.from_dict(saved["watch"]),
             Balance.from_dict(saved["balance"]),
+            Ratio(saved["log_ratio"]),
+            Looks.from_dict(saved["looks"]),
             saved["roll_backs"],
         )

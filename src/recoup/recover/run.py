@@ -1,10 +1,10 @@
 """The recover stage: load, train with checkpoints, save on the structure, verify.
 
 A stopped run continues from its last checkpoint and ends with the weights of an unstopped one. Under `accelerate launch` every
-process calls `run`, on one file system (`training.processes`).
+process calls `run`, on one file system (`training.processes`). With a probe the run may stop before its last step, and ends with
+the best student that was seen (`looks`).
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 
 from recoup.config import Recover
-from recoup.errors import TrainingError
+from recoup.evaluate.tasks import check_tasks
 from recoup.models.load import LanguageModel, load
 from recoup.models.save import save
 from recoup.progress import Progress, silent
 from recoup.recover import teachers as teaching
 from recoup.recover.compute import ComputeCopy
-from recoup.recover.live import LiveView
-from recoup.recover.record import Record, texts
-from recoup.recover.state import RunState
+from recoup.recover.loop import train
+from recoup.recover.probe import Prober, prober
+from recoup.recover.record import Record
+from recoup.recover.state import BEST, LAST, RunState
 from recoup.recover.teachers import Pupil, Teacher, load_teachers
 from recoup.recover.terms import read_terms, write_prompts
-from recoup.recover.trackers import Log, check_trackers, open_trackers
+from recoup.recover.trackers import check_trackers
 from recoup.recover.trainer import Parts, Trainer
 from recoup.results import RecoverResult, RecoverStep
 from recoup.run_folder import make_folder, result_path, settle, write_text
@@ -57,6 +58,7 @@ class Repair:
     teachers: tuple[Teacher, ...]
     trainer: Trainer
     folder: Path
+    prober: Prober | None = None
 
     @property
     def processes(self) -> Processes:
@@ -67,29 +69,61 @@ class Repair:
 def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress = silent) -> RecoverResult:
     """Repair the student and write `checkpoint/`, `metrics.jsonl`, `rollouts.jsonl`, `prompts.jsonl`, `result.json`.
 
+    With a probe also `probe.jsonl` and `probe_prompts.jsonl`.
+
     Raises:
-        ConfigError: a tracker or an optimizer whose package is not installed, or a block that the student does not have.
+        ConfigError: a tracker or an optimizer whose package is not installed, a block that the student does not have, or a probe
+            that has nothing to judge by.
         SourceError: student or teacher cannot be loaded, their tokenizers differ, or a vLLM server does not answer.
         DataError: a term has no usable prompt.
         StructureError: the student does not fit its structure.
         TrainingError: the loss became NaN or the student collapsed, more often than `guards` allows; the last checkpoint stays.
         RunFolderError: the folder cannot be written.
     """
-    check_trackers(config.trackers)
-    make_folder(folder)
-    processes = all_processes()
-    processes.on_main(partial(_settle, folder))
-    repair = _load(config, inputs, folder, progress if processes.is_main else silent)
-    _train(repair, progress if processes.is_main else silent)
+    said = progress if all_processes().is_main else silent
+    repair = _begin(config, inputs, folder, said)
+    train(repair, config.steps, said)
+    _choose(repair, said)
+    processes = repair.processes
     whole = whole_student(repair.student, processes)
     structure = repair.guard.whole_structure() if isinstance(repair.guard, RowGuard) else repair.guard.structure
     processes.on_main(partial(_finish, repair, whole, structure))
     return RecoverResult.read(result_path(folder))
 
 
+def first_steps(
+    config: Recover, inputs: RecoverInputs, folder: Path, count: int, progress: Progress = silent
+) -> Repair:
+    """Take the first `count` steps of a repair, on the schedule of the whole, and stop there: for a pilot.
+
+    Leaves what `run` leaves on the way (`metrics.jsonl`, checkpoints that were due), but no result; `run` on the same folder goes
+    on from the last checkpoint.
+
+    Returns:
+        The repair, whose student (fp32, on its structure) and compute copy are those after the last step taken.
+
+    Raises:
+        RecoupError: as `run`.
+    """
+    said = progress if all_processes().is_main else silent
+    repair = _begin(config, inputs, folder, said)
+    train(repair, min(count, config.steps), said)
+    return repair
+
+
+def _begin(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress) -> Repair:
+    """Everything loaded; nothing that a killed run left half done."""
+    check_trackers(config.trackers)
+    if config.probe is not None:
+        check_tasks(config.probe.tasks, config.probe.data)
+    make_folder(folder)
+    all_processes().on_main(partial(_settle, folder))
+    return _load(config, inputs, folder, progress)
+
+
 def _settle(folder: Path) -> None:
     """Undo what a killed run left half done."""
-    for name in ("state", "checkpoint"):
+    for name in (LAST, BEST, "checkpoint"):
         settle(folder / name)
 
 
@@ -115,61 +149,22 @@ def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progre
     progress(f"student: {guard.structure.describe()} ({student.structure_origin})", 1, 1)
     processes.on_main(partial(write_prompts, config, teachers, inputs.seed, folder, progress))
     terms = read_terms(config, teachers, inputs.seed, folder, progress)
+    if config.probe is not None:
+        progress(f"probe: {config.probe.prompts}", 0, 1)
+    watching = prober(config, teachers, inputs.seed, folder, processes)
     settings = StepSettings(config.precision, config.weight_decay, config.max_grad_norm, config.memory.optimizer)
     parts = Parts(compute, Stepper(guard, settings, processes), terms, processes, folder)
-    return Repair(inputs, student, guard, teachers, Trainer(config, parts), folder)
+    return Repair(inputs, student, guard, teachers, Trainer(config, parts), folder, watching)
 
 
-def _train(repair: Repair, progress: Progress) -> None:
-    """Steps from the last checkpoint, or from the start, to the end."""
-    trainer, record, state = repair.trainer, Record(repair.folder), RunState(repair)
-    state.load()
-    _keep(repair, record)
-    live = LiveView()
-    with _trackers(repair) as log:
-        while trainer.position.step < trainer.config.steps:
-            metrics = _step(repair, record)
-            if metrics is None:
-                state.go_back()
-                _keep(repair, record)
-                continue
-            log(metrics.step, metrics.model_dump())
-            progress(live.label(metrics.model_dump()), metrics.step + 1, trainer.config.steps)
-            state.save_if_due()
-
-
-def _step(repair: Repair, record: Record) -> RecoverStep | None:
-    """One step, recorded; null where it went wrong and the run may go back.
-
-    Raises:
-        TrainingError: it went wrong, and there is no going back.
-    """
-    trainer, step = repair.trainer, repair.trainer.position.step
-    try:
-        metrics, batch = trainer.step(step)
-        wrong = trainer.collapsed()
-    except TrainingError as error:
-        wrong = f"step {step}: {error}"
-    if wrong is not None:
-        RunState(repair).refuse_to_go_back(wrong)
-        return None
-    rows = repair.processes.gather(texts(repair.student, batch, metrics))
-    if repair.processes.is_main:
-        record.add(metrics, rows)
-    return metrics
-
-
-def _keep(repair: Repair, record: Record) -> None:
-    """Forget the lines of steps that are about to be taken again, once every process has read where to go on."""
-    repair.processes.wait()
-    if repair.processes.is_main:
-        record.keep(repair.trainer.position.step)
-
-
-def _trackers(repair: Repair) -> AbstractContextManager[Log]:
-    config = repair.trainer.config
-    step = repair.trainer.position.step
-    return open_trackers(config.trackers, repair.folder, repair.folder.parent.name, config.model_dump(), step)
+def _choose(repair: Repair, progress: Progress) -> None:
+    """End with the best student that was seen, where that is asked for."""
+    step, position = RunState(repair).end_with_best(), repair.trainer.position
+    ends = [position.looks.stopped] if position.looks.stopped else []
+    if step != position.step:
+        ends.append(f"ends with the student of step {step}, the best that was seen")
+    if ends:
+        progress(f"probe: {'; '.join(ends)}", 1, 1)
 
 
 def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> None:
@@ -177,12 +172,12 @@ def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> Non
     trainer, folder, inputs = repair.trainer, repair.folder, repair.inputs
     checked = save(student, structure, folder / "checkpoint")
     steps = Record(folder).steps()
-    stepper = trainer.parts.stepper
+    stepper, probe = trainer.parts.stepper, trainer.config.probe
     result = RecoverResult(
         student=inputs.student,
         teachers=inputs.teachers,
         checkpoint=str(folder / "checkpoint"),
-        steps=trainer.config.steps,
+        steps=trainer.position.step,
         num_tokens=sum(step.num_tokens for step in steps),
         num_prompts=sum(len(term.prompts) for term in trainer.parts.terms),
         on_policy_from_step=trainer.position.phase.on_policy_from,
@@ -195,6 +190,8 @@ def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> Non
         teacher_bytes=sum(teacher.memory_bytes() for teacher in teaching.distinct(repair.teachers)),
         micro_batch_size=trainer.micro_batch_size,
         roll_backs=trainer.position.roll_backs,
+        stopped=trainer.position.looks.stopped,
+        best_step=trainer.position.looks.best if probe is not None and probe.keep_best else None,
         num_processes=repair.processes.number,
         seconds=sum(_seconds(step) for step in steps),
         peak_memory_bytes=peak_memory_bytes(),

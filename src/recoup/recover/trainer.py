@@ -136,7 +136,7 @@ class Trainer:
             sums = Sums.start(len(self.parts.terms))
             try:
                 for part in micro_batches(self.config, batch, self.micro_batch_size):
-                    sums = self._learner.learn(part, sums, clock)
+                    sums = self._learner.learn(part, sums, clock, self._hidden_factor())
             except Exception as error:
                 if not (self.config.memory.shrink_micro_batch and out_of_memory(error)):
                     raise
@@ -145,6 +145,11 @@ class Trainer:
                 return sums
             self.parts.stepper.forget_gradients()
             torch.cuda.empty_cache()
+
+    def _hidden_factor(self) -> float:
+        """What the hidden-state term's weight is multiplied by in this step."""
+        settings = self.config.hidden_states
+        return self.position.ratio.factor() if settings is not None and settings.balance == "loss" else 1.0
 
     def _update(self, step: int) -> tuple[float, float]:
         """The optimizer's step, and all that follows the student; returns learning rate and gradient norm."""
@@ -170,4 +175,8 @@ class Trainer:
             position = replace(position, watch=position.watch.after(self.config.guards, step, vitals))
         if self.config.balance == "gradient_norm":
             position = replace(position, balance=position.balance.after(sums.gradient_norms()))
+        if self.config.hidden_states is not None:
+            divergence, beside = sums.sides()
+            unweighted = beside / (self.config.hidden_states.weight * self._hidden_factor())
+            position = replace(position, ratio=position.ratio.after(divergence, unweighted))
         self.position = position

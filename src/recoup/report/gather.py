@@ -1,4 +1,4 @@
-"""Read a run folder into one frozen value. Any stage may be missing; a file that is there must be readable."""
+"""Read the folder of a run, or of a diagnosis, into one frozen value. A stage may be missing; a file must be readable."""
 
 import json
 from dataclasses import dataclass
@@ -13,14 +13,19 @@ from recoup.results import (
     DegradeResult,
     DiagnoseResult,
     EvaluateResult,
+    HistoryResult,
+    ProbeRecord,
+    Record,
     RecoverResult,
     RecoverStep,
     Result,
     TokenDamage,
+    TriageResult,
 )
 from recoup.run_folder import RunFolder, read_jsonl, result_path
 
 R = TypeVar("R", bound=Result)
+Line = TypeVar("Line", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Run:
     recovery: RecoverResult | None
     steps: tuple[RecoverStep, ...]
     evaluation: EvaluateResult | None
+    probe: tuple[ProbeRecord, ...] = ()
 
     @property
     def fidelity(self) -> tuple[TokenDamage | None, TokenDamage | None]:
@@ -44,6 +50,30 @@ class Run:
             return self.evaluation.degraded_fidelity, self.evaluation.recovered_fidelity
         before = self.before.tokens if self.before else None
         return before, self.after.tokens if self.after else None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that a diagnosis's page shows; null where a part was not asked for."""
+
+    result: DiagnoseResult
+    triage: TriageResult | None = None
+    history: HistoryResult | None = None
+
+
+def gather_diagnosis(folder: Path) -> Diagnosis:
+    """Read what `recoup diagnose` left; a triage or a history of other models than the diagnosis's is left out.
+
+    Raises:
+        DataError: there is no diagnosis, or a file is malformed.
+    """
+    result = DiagnoseResult.read(result_path(folder))
+    triage, history = _read(TriageResult, folder / "triage"), _read(HistoryResult, folder / "history")
+    if triage is not None and (triage.teacher, triage.student) != (result.teacher, result.student):
+        triage = None
+    if history is not None and history.student != result.student:
+        history = None
+    return Diagnosis(result, triage, history)
 
 
 def gather(folder: RunFolder) -> Run:
@@ -62,7 +92,8 @@ def gather(folder: RunFolder) -> Run:
         before=_read(DiagnoseResult, folder.diagnose("before")),
         after=_read(DiagnoseResult, folder.diagnose("after")),
         recovery=_read(RecoverResult, folder.recover),
-        steps=_read_steps(folder.recover / "metrics.jsonl"),
+        steps=_read_lines(RecoverStep, folder.recover / "metrics.jsonl", "a recovery step"),
+        probe=_read_lines(ProbeRecord, folder.recover / "probe.jsonl", "a look of the probe"),
         evaluation=_read(EvaluateResult, folder.evaluate),
     )
     if not any((run.injuries, run.before, run.after, run.recovery, run.evaluation)):
@@ -84,12 +115,12 @@ def _read_injuries(folder: RunFolder, tree: dict[str, Any]) -> tuple[DegradeResu
     return tuple(DegradeResult.read(result_path(folder.degrade(name))) for name in found)
 
 
-def _read_steps(path: Path) -> tuple[RecoverStep, ...]:
+def _read_lines(kind: type[Line], path: Path, what: str) -> tuple[Line, ...]:
     rows = read_jsonl(path) if path.is_file() else []
     try:
-        return tuple(RecoverStep.model_validate(row) for row in rows)
+        return tuple(kind.model_validate(row) for row in rows)
     except ValidationError as error:
-        raise DataError(f"{path}: a line is not a recovery step: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: a line is not {what}: {' '.join(str(error).split())}") from None
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

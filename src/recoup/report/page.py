@@ -1,16 +1,14 @@
-"""Write a run's one HTML page: self-contained, no scripts, no requests; jinja2 escapes all that models and data wrote."""
+"""Write a run's one HTML page: self-contained, no scripts, no requests."""
 
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from recoup.report import plots, svg
+from recoup.report import environment, layer_plots, plots, svg
 from recoup.report.gather import Run, gather
 from recoup.report.headline import headline
 from recoup.report.table import fidelity_rows, score_rows
-from recoup.report.words import clean, duration, number
+from recoup.report.words import duration, flatten
 from recoup.run_folder import RunFolder, write_text
 
 _GIBIBYTE = 2**30
@@ -29,53 +27,57 @@ def write_report(folder: RunFolder) -> Path:
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_clean,
-    )
-    environment.filters["number"] = number
     degraded, recovered = run.fidelity
-    return environment.get_template("template.html").render(
+    return environment.render(
+        "template.html",
         run=run,
         headline=headline(run),
         score_rows=score_rows(run.evaluation) if run.evaluation else (),
         fidelity=degraded or recovered,
         fidelity_rows=fidelity_rows(degraded, recovered),
         figures=_figures(run),
+        bounds=layer_plots.bounds_sentence(layer_plots.repair_states(run.before, run.after)),
         on_policy_from=plots.on_policy_from(run.steps),
         costs=_costs(run),
         stages=_stage_times(run),
-        provenance=_flatten(run.provenance),
+        provenance=flatten(run.provenance),
     )
-
-
-def _clean(value: object) -> object:
-    """Applied to every value the template prints, before it is escaped."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _figures(run: Run) -> dict[str, Markup]:
     """Every figure that there is data for, by name."""
     figures = {}
+    states = layer_plots.repair_states(run.before, run.after)
     with svg.drawing():
         if run.evaluation and run.evaluation.tasks:
             title = "Score of each model on each benchmark, with 95% intervals; the numbers are in the table of scores"
             figures["scores"] = svg.inline(plots.scores(run.evaluation.tasks), "scores", title)
-        if run.before or run.after:
+        if states:
             title = "Linear CKA of each layer with the reference, before and after repair"
-            figures["cka"] = svg.inline(plots.layer_cka(run.before, run.after), "cka", title)
-        if any(x.relative_drift is not None for state in (run.before, run.after) if state for x in state.layers):
+            figures["cka"] = svg.inline(layer_plots.layer_cka(states), "cka", title)
+        if any(layer.relative_drift is not None for state in states for layer in state.diagnosis.layers):
             title = "Relative weight drift of each layer from the reference, before and after repair"
-            figures["drift"] = svg.inline(plots.layer_drift(run.before, run.after), "drift", title)
-        if run.steps:
-            figures["loss"] = svg.inline(plots.loss(run.steps), "loss", "Loss of each optimizer step")
-        if any(step.overlap is not None for step in run.steps):
-            title = "Overlap of teacher and student on student samples, over the optimizer steps"
-            figures["overlap"] = svg.inline(plots.overlap(run.steps), "overlap", title)
+            figures["drift"] = svg.inline(layer_plots.layer_drift(states), "drift", title)
+        figures |= _curves(run)
+    return figures
+
+
+def _curves(run: Run) -> dict[str, Markup]:
+    """What was measured over the optimizer steps."""
+    figures = {}
+    if run.steps:
+        figures["loss"] = svg.inline(plots.loss(run.steps), "loss", "Loss of each optimizer step")
+    if run.probe:
+        title = "Token KL to the teacher on held-out prompts, over the optimizer steps"
+        figures["probe_kl"] = svg.inline(plots.probe_kl(run.probe), "probe-kl", title)
+    if any(look.linear_cka for look in run.probe):
+        title = (
+            "Linear CKA with the teacher on held-out prompts, mean and lowest of the layers, over the optimizer steps"
+        )
+        figures["probe_cka"] = svg.inline(plots.probe_cka(run.probe), "probe-cka", title)
+    if any(step.overlap is not None for step in run.steps):
+        title = "Overlap of teacher and student on student samples, over the optimizer steps"
+        figures["overlap"] = svg.inline(plots.overlap(run.steps), "overlap", title)
     return figures
 
 
@@ -108,19 +110,3 @@ def _stage_times(run: Run) -> dict[str, str]:
     }
     stages |= {name: result.seconds for name, result in results.items() if result is not None}
     return {name: duration(seconds) for name, seconds in stages.items()} | {"total": duration(sum(stages.values()))}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as one level of dotted names."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _plain(value)
-    return flat
-
-
-def _plain(value: object) -> str:
-    words = {None: "unknown", True: "yes", False: "no"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)

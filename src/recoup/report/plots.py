@@ -3,8 +3,7 @@
 Each model or state keeps its colour, its marker and its line style throughout, so no curve is told by colour alone.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from recoup.report.svg import DEGRADED, FAINT, INK, RECOVERED, REFERENCE
 from recoup.report.words import label
-from recoup.results import DiagnoseResult, RecoverStep, TaskComparison
+from recoup.results import ProbeRecord, RecoverStep, TaskComparison
 
 _WIDE = 10.0  # inches
-_HALF = 5.4  # inches; two stand side by side
+_HALF = 5.0  # inches; two stand side by side
+BAND = 0.18  # opacity of an interval behind its curve
+_ROW_STEP = 0.22  # between the models of a task, rows
 _MOST_MARKERS = 60  # more points than this and markers hide the line
-
-DRIFT_HEADROOM = 1.1  # drift is nearly flat over the layers: the curve would lie on the frame
 
 
 @dataclass(frozen=True)
@@ -42,30 +41,34 @@ LOOKS = {
     "degraded": Look(DEGRADED, "s", filled=False),
     "recovered": Look(RECOVERED, "o", filled=True),
 }
+STATES = {name: name for name in LOOKS}
+PAIR = {"reference": "teacher", "degraded": "student"}  # what a diagnosis calls them
 PHASES = {
     "off_policy": ("off-policy (teacher writes)", Look(REFERENCE, "s", filled=False), "--"),
     "on_policy": ("on-policy (student writes)", Look(RECOVERED, "o", filled=True), "-"),
 }
 
 
-def scores(tasks: Sequence[TaskComparison]) -> Figure:
-    """Reference, degraded and recovered score of each task, with intervals."""
-    figure = Figure(figsize=(_WIDE, 1.1 + 0.62 * len(tasks)), layout="constrained")
+def scores(tasks: Sequence[TaskComparison], names: Mapping[str, str] = STATES) -> Figure:
+    """Score of each model on each task, with intervals; `names` says which models, and what they are called."""
+    width = _WIDE if len(names) > len(PAIR) else _HALF
+    figure = Figure(figsize=(width, 1.1 + 0.21 * len(names) * len(tasks)), layout="constrained")
     axes = figure.add_subplot()
-    draw_scores(axes, tasks)
-    _legend_above(figure, axes)
+    draw_scores(axes, tasks, names)
+    legend_above(figure, axes)
     return figure
 
 
-def draw_scores(axes: Axes, tasks: Sequence[TaskComparison]) -> None:
-    """A row per task; the three models stand one below the other in it."""
-    for offset, (model, look) in zip((-0.22, 0.0, 0.22), LOOKS.items(), strict=True):
+def draw_scores(axes: Axes, tasks: Sequence[TaskComparison], names: Mapping[str, str] = STATES) -> None:
+    """A row per task; the models stand one below the other in it."""
+    for place, (model, name) in enumerate(names.items()):
+        look, offset = LOOKS[model], _ROW_STEP * (place - (len(names) - 1) / 2)
         estimates = [(row + offset, getattr(task, model)) for row, task in enumerate(tasks)]
         known = [(y, estimate) for y, estimate in estimates if estimate is not None]
         ys = [y for y, _ in known]
         axes.hlines(ys, [e.low for _, e in known], [e.high for _, e in known], color=look.color, linewidth=1.6)
         values = [e.value for _, e in known]
-        axes.plot(values, ys, look.marker, color=look.color, markerfacecolor=look.face, markersize=6, label=model)
+        axes.plot(values, ys, look.marker, color=look.color, markerfacecolor=look.face, markersize=6, label=name)
     axes.set_yticks(range(len(tasks)), [f"{label(t.task)}\n{label(t.metric)}, n = {t.num_items:,}" for t in tasks])
     axes.set_ylim(len(tasks) - 0.5, -0.5)  # the first task stands at the top
     axes.set_xlabel("score, with 95% interval")
@@ -75,50 +78,48 @@ def draw_scores(axes: Axes, tasks: Sequence[TaskComparison]) -> None:
         axes.axhline(edge - 0.5, color=FAINT, linewidth=0.8)
 
 
-def layer_cka(before: DiagnoseResult | None, after: DiagnoseResult | None) -> Figure:
-    """Similarity of each layer to the reference: without the sink token, and with it in lighter dashes."""
-    figure, axes = _half("layer", "linear CKA, debiased")
-    axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle=":")
-    for diagnosis, words, look in _states(before, after):
-        layers = [layer.layer for layer in diagnosis.layers]
-        everything = [layer.linear_cka_all_tokens for layer in diagnosis.layers]
-        axes.plot(layers, [x.linear_cka for x in diagnosis.layers], label=words, **_line(look, len(layers)))
-        axes.plot(
-            layers, everything, "--", color=look.color, alpha=0.55, linewidth=1.2, label=f"{words}, sink included"
-        )
-    _legend_above(figure, axes, columns=2)
-    return figure
-
-
-def layer_drift(before: DiagnoseResult | None, after: DiagnoseResult | None) -> Figure:
-    """How far each layer's weights lie from the reference's; a gap where shapes differ."""
-    figure, axes = _half("layer", "relative weight drift")
-    for diagnosis, words, look in _states(before, after):
-        layers = [layer.layer for layer in diagnosis.layers]
-        drift = [math.nan if x.relative_drift is None else x.relative_drift for x in diagnosis.layers]
-        axes.plot(layers, drift, label=words, **_line(look, len(layers)))
-    axes.set_ylim(0, axes.get_ylim()[1] * DRIFT_HEADROOM)
-    _legend_above(figure, axes)
-    return figure
-
-
 def loss(steps: Sequence[RecoverStep]) -> Figure:
     """Loss of each step, with the switch from off-policy to on-policy."""
-    figure, axes = _half("optimizer step", "loss, nats per token")
+    figure, axes = half("optimizer step", "loss, nats per token")
     _draw_phases(axes, [(step.step, step.loss, step.phase) for step in steps])
     axes.set_ylim(bottom=0)
     _mark_switch(axes, steps)
-    _legend_above(figure, axes)
+    legend_above(figure, axes)
     return figure
 
 
 def overlap(steps: Sequence[RecoverStep]) -> Figure:
     """Where it was measured: the chance that the teacher would have accepted the student's token."""
-    figure, axes = _half("optimizer step", "overlap of teacher and student")
+    figure, axes = half("optimizer step", "overlap of teacher and student")
     _draw_phases(axes, [(step.step, step.overlap, step.phase) for step in steps if step.overlap is not None])
     axes.set_ylim(0, 1)
     _mark_switch(axes, steps)
-    _legend_above(figure, axes)
+    legend_above(figure, axes)
+    return figure
+
+
+def probe_kl(looks: Sequence[ProbeRecord]) -> Figure:
+    """Token KL of each look at the held-out prompts, with its interval."""
+    figure, axes = half("optimizer steps taken", "held-out token KL, nats")
+    steps, kl = [look.step for look in looks], [look.token_kl_nats for look in looks]
+    recovered = LOOKS["recovered"]
+    axes.fill_between(steps, [x.low for x in kl], [x.high for x in kl], color=recovered.color, alpha=BAND, linewidth=0)
+    axes.plot(steps, [x.value for x in kl], label="student", **line_style(recovered, len(looks)))
+    axes.set_ylim(bottom=0)
+    legend_above(figure, axes)
+    return figure
+
+
+def probe_cka(looks: Sequence[ProbeRecord]) -> Figure:
+    """Similarity to the teacher at each look: the mean of the blocks, and the lowest of them."""
+    figure, axes = half("optimizer steps taken", "held-out linear CKA, debiased")
+    known = [look for look in looks if look.linear_cka]
+    steps = [look.step for look in known]
+    mean = [sum(look.linear_cka) / len(look.linear_cka) for look in known]
+    axes.plot(steps, mean, label="mean of the layers", **line_style(LOOKS["recovered"], len(known)))
+    lowest = [min(look.linear_cka) for look in known]
+    axes.plot(steps, lowest, linestyle="--", label="lowest layer", **line_style(LOOKS["degraded"], len(known)))
+    legend_above(figure, axes)
     return figure
 
 
@@ -128,20 +129,17 @@ def on_policy_from(steps: Sequence[RecoverStep]) -> int | None:
     return next((step.step for step in steps if step.phase == "on_policy"), None) if off_policy else None
 
 
-def _half(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_HALF, 3.5), layout="constrained")
+def half(x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure of which two stand side by side, over whole numbers."""
+    figure = Figure(figsize=(_HALF, 3.3), layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     return figure, axes
 
 
-def _states(before: DiagnoseResult | None, after: DiagnoseResult | None) -> list[tuple[DiagnoseResult, str, Look]]:
-    states = ((before, "before repair", LOOKS["degraded"]), (after, "after repair", LOOKS["recovered"]))
-    return [(diagnosis, words, look) for diagnosis, words, look in states if diagnosis is not None]
-
-
-def _line(look: Look, num_points: int) -> dict[str, Any]:
+def line_style(look: Look, num_points: int) -> dict[str, Any]:
+    """How a curve of so many points is drawn."""
     marker = look.marker if num_points <= _MOST_MARKERS else "none"
     return {"color": look.color, "marker": marker, "markerfacecolor": look.face, "markersize": 4.5, "linewidth": 1.6}
 
@@ -150,7 +148,7 @@ def _draw_phases(axes: Axes, points: Sequence[tuple[int, float | None, str]]) ->
     for phase, (words, look, dashes) in PHASES.items():
         chosen = [(x, y) for x, y, of in points if of == phase]
         if chosen:
-            axes.plot(*zip(*chosen, strict=True), linestyle=dashes, label=words, **_line(look, len(points)))
+            axes.plot(*zip(*chosen, strict=True), linestyle=dashes, label=words, **line_style(look, len(points)))
 
 
 def _mark_switch(axes: Axes, steps: Sequence[RecoverStep]) -> None:
@@ -163,7 +161,8 @@ def _mark_switch(axes: Axes, steps: Sequence[RecoverStep]) -> None:
         )  # fmt: skip
 
 
-def _legend_above(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def legend_above(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """The legend, where it covers no curve."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)

@@ -6,6 +6,7 @@ damaged model's output is evidence.
 
 import math
 import re
+from typing import Any
 
 from recoup.results import Estimate
 
@@ -20,6 +21,7 @@ _REPLACEMENT = "\ufffd"
 
 _THREE_DIGITS_END = 999.5  # from here on, three significant digits would need an exponent
 _SECONDS_PER_MINUTE = 60
+_NEAR_ZERO = 0.001  # the least that three decimals show
 
 
 def clean(text: str) -> str:
@@ -43,6 +45,17 @@ def label(text: str, max_chars: int = 28) -> str:
     return line if len(line) <= max_chars else f"{line[: max_chars - 1]}…"
 
 
+def visible(token: str) -> str:
+    """A token that can be seen: line ends and tabs as signs, blanks as signs where there is nothing else."""
+    text = token.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
+    return text if text.strip() else text.replace(" ", "␣") or "(nothing)"
+
+
+def tail(text: str, max_chars: int = 240) -> str:
+    """The end of a text."""
+    return text if len(text) <= max_chars else f"…{text[-max_chars:]}"
+
+
 def number(value: float, digits: int = 3) -> str:
     """A score with a fixed number of decimals and a true minus sign."""
     return _finite(value) or f"{value:.{digits}f}".replace("-", "−")
@@ -58,6 +71,15 @@ def significant(value: float) -> str:
 def percent(value: float) -> str:
     """A share in percent."""
     return _finite(value) or f"{100 * value:.0f}%".replace("-", "−")
+
+
+def probability(value: float) -> str:
+    """A probability; what would round to 0 or 1 is said to be near it."""
+    if 0 < value < _NEAR_ZERO:
+        return f"under {number(_NEAR_ZERO)}"
+    if 1 - _NEAR_ZERO < value < 1:
+        return f"over {number(1 - _NEAR_ZERO)}"
+    return number(value)
 
 
 def interval(estimate: Estimate) -> str:
@@ -85,6 +107,22 @@ def duration(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 benchmark`, `3 benchmarks`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as one level of dotted names."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _plain(value)
+    return flat
+
+
+def _plain(value: object) -> str:
+    words = {None: "unknown", True: "yes", False: "no"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _finite(value: float) -> str:
