@@ -79,7 +79,7 @@ def triage(*, teacher: str, student: str, diagnosis: str | Path, output: str | P
         student: the damaged model.
         diagnosis: folder that `diagnose` wrote for the two.
         output: folder to write to; the best repair without training is in `output/repaired`.
-        settings: of `recoup.config.Triage`, and those of every stage.
+        settings: of `recoup.config.Triage`, those of every stage, and `asked`: the settings that the diagnosis was made with.
 
     Raises:
         ConfigError: an unknown setting.
@@ -87,13 +87,14 @@ def triage(*, teacher: str, student: str, diagnosis: str | Path, output: str | P
         RecoupError: whatever the stage raises.
     """
     common = _common(settings)
+    asked = parse(Diagnose, settings.pop("asked", {}), "triage: asked")
     config = parse(Triage, settings, "triage")
     from recoup.results import DiagnoseResult
     from recoup.run_folder import result_path
     from recoup.triage.run import TriageInputs, run
 
     found = DiagnoseResult.read(result_path(Path(diagnosis)))
-    inputs = TriageInputs(teacher, student, found, common.seed, common.chat_template, results=Path("results"))
+    inputs = TriageInputs(teacher, student, found, common.seed, common.chat_template, asked, Path("results"))
     return run(config, inputs, Path(output), common.progress)
 
 

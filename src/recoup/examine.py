@@ -57,7 +57,7 @@ def examine(patient: Patient, settings: dict[str, Any], folder: Path, progress: 
     if of_history and patient.history is None:
         raise ConfigError("settings under `history` need --history, a folder of checkpoints")
     config = parse(Diagnose, own, "diagnose")
-    advice = None if of_triage is None else parse(Triage, of_triage, "diagnose: triage")
+    advice = None if of_triage is None else _triage(of_triage, config)
     past = None if patient.history is None else parse(History, of_history, "diagnose: history")
     common = (patient.seed, template)
 
@@ -70,3 +70,9 @@ def examine(patient: Patient, settings: dict[str, Any], folder: Path, progress: 
         inputs = TriageInputs(patient.teacher, patient.student, found, *common, asked=config, results=Path("results"))
         advised = triage(advice, inputs, folder / "triage", progress)
     return Examined(found, chosen, advised, write_diagnosis(folder))
+
+
+def _triage(settings: dict[str, Any], asked: Diagnose) -> Triage:
+    """Settings of the triage; the planned repair trains on the diagnosis's kind of prompts unless it names others."""
+    plan = {"terms": [{"prompts": asked.prompts}], **settings.get("plan", {})}
+    return parse(Triage, {**settings, "plan": plan}, "diagnose: triage")

@@ -69,7 +69,7 @@ def test_a_model_against_itself(tiny_model: Path) -> None:
         assert layer.cka_without_massive == layer.linear_cka
         assert layer.cka_interval == pytest.approx((1, 1), abs=1e-6)
         assert (layer.relative_drift, layer.relative_l2, layer.attention_drift, layer.ffn_drift) == (0, 0, 0, 0)
-        assert layer.head_drift == (0, 0, 0, 0)
+        assert list(layer.head_drift) == [0.0] * 4
         assert layer.procrustes == pytest.approx(0, abs=1e-5)
         assert layer.student_rank == layer.teacher_rank
         assert not layer.massive_dims

@@ -122,6 +122,26 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ifeval.read(write(tmp_path, ROW))
 
 
+def test_nothing_is_downloaded(real: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    nltk = pytest.importorskip("nltk")
+
+    def absent(*_: object) -> None:
+        raise LookupError
+
+    def download(*_: object) -> None:
+        raise AssertionError("downloads")
+
+    monkeypatch.setattr(nltk.data, "find", absent)
+    monkeypatch.setattr(nltk, "download", download)
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, name)  # they would download while they are imported
+    ifeval.load_checkers.cache_clear()
+    assert ifeval.load_checkers() is not real
+    assert not ifeval.has_punkt()
+    assert capsys.readouterr().out == ""
+    ifeval.load_checkers.cache_clear()
+
+
 def test_real_checkers_on_hand_written_answers(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ifeval, "has_punkt", lambda: False)
     assert ifeval.grade(ROW, "The rain falls.")["prompt_strict"] == 1.0

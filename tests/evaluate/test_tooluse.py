@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from recoup.evaluate import chat_task, science, tooluse
+from recoup.evaluate import chat_task, published, science, tooluse
 
 
 def row(*calls: tuple[str, str]) -> dict[str, object]:
@@ -16,9 +16,14 @@ TWO = row(("findBook", '{"name": "Emma"}'), ("[Optional]openBook", '{"id": 7}'))
 ALL_RIGHT = {"correct": 1.0, "json_valid": 1.0, "right_tool": 1.0, "right_arguments": 1.0}
 
 
+def graded(item: dict[str, object], text: str) -> dict[str, float]:
+    """Our own scores; what the authors' scorer says has its own test."""
+    return {name: value for name, value in tooluse.grade(item, text).items() if name != published.SCORE}
+
+
 @pytest.mark.parametrize("item", [NESTED, TWO, row(("ping", "{}")), row(("a.b-c", '{"q":"it\'s"}'), ("a.b-c", "{}"))])
 def test_the_gold_answer_is_right(item: dict[str, object]) -> None:
-    assert tooluse.grade(item, f"Thought: I should act.\n{tooluse.gold(item)}") == ALL_RIGHT
+    assert graded(item, f"Thought: I should act.\n{tooluse.gold(item)}") == ALL_RIGHT
 
 
 @pytest.mark.parametrize(
@@ -31,7 +36,7 @@ def test_the_gold_answer_is_right(item: dict[str, object]) -> None:
     ],
 )
 def test_forms_that_are_right(text: str) -> None:
-    assert tooluse.grade(TWO, text) == ALL_RIGHT
+    assert graded(TWO, text) == ALL_RIGHT
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_forms_that_are_right(text: str) -> None:
     ],
 )
 def test_forms_that_are_wrong(text: str, expected: tuple[int, ...]) -> None:
-    assert tuple(tooluse.grade(TWO, text).values()) == expected
+    assert tuple(graded(TWO, text).values()) == expected
 
 
 def test_an_action_inside_an_argument_is_no_call() -> None:

@@ -18,11 +18,11 @@ from tests.conftest import save_tiny
 
 def test_matched_by_hand() -> None:
     # each nearest to its own: 0 → 0, 1 → 2
-    assert matched([[0, 5, 9], [9, 5, 0]]) == [0, 2]
+    assert matched([[0.0, 5.0, 9.0], [9.0, 5.0, 0.0]]) == [0, 2]
     # both are nearest to 1, but only one can have it, and order holds: 1 + 4 (0, 1) against 1 + 5 (1, 2): the first
-    assert matched([[4, 1, 9], [9, 1, 5]]) == [0, 1]
+    assert matched([[4.0, 1.0, 9.0], [9.0, 1.0, 5.0]]) == [0, 1]
     # order holds even where crossing would cost nothing: (0, 1) costs 7 + 7, (0, 2) 7 + 9, (1, 2) 0 + 9
-    assert matched([[7, 0, 7], [0, 7, 9]]) == [1, 2]
+    assert matched([[7.0, 0.0, 7.0], [0.0, 7.0, 9.0]]) == [1, 2]
 
 
 @settings(deadline=None, max_examples=30)

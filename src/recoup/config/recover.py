@@ -212,7 +212,7 @@ class Probe(Node):
     tasks: tuple[str, ...] = Field((), description="Benchmarks scored at every look; they cost what they cost.")
     limit: PositiveInt = Field(50, description="Items per task.")
     data: str | None = Field(
-        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+        None, description="Folder with the files that tasks such as tooluse and ifeval name; `$VARIABLES` are expanded."
     )
     recovered_at: Share = Field(
         0.0, description="Stop when token KL has fallen to this share of what it was at the start; 0: never."

@@ -22,7 +22,7 @@ class Diagnose(Node):
     tasks: tuple[str, ...] = Field((), description="Benchmarks that both models are scored on; see `recoup ls tasks`.")
     limit: PositiveInt | None = Field(100, description="Items per task, chosen by the seed; all when null.")
     data: str | None = Field(
-        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+        None, description="Folder with the files that tasks such as tooluse and ifeval name; `$VARIABLES` are expanded."
     )
 
 
@@ -30,12 +30,16 @@ class Evaluate(Node):
     """Benchmarks, the papers' tasks, and fidelity to the reference."""
 
     tasks: tuple[str, ...] = Field(
-        ("hellaswag", "arc_easy", "piqa"), description="lm-eval task names, or `tooluse`, `science`."
+        ("hellaswag", "arc_easy", "piqa"), description="Tasks of `recoup ls tasks`, or any other task of lm-eval."
     )
     limit: PositiveInt | None = Field(None, description="Items per task, chosen by the seed; all when null.")
     batch_tokens: PositiveInt = Field(8192, description="Tokens per forward pass, pads included.")
     data: str | None = Field(
-        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+        None, description="Folder with the files that tasks such as tooluse and ifeval name; `$VARIABLES` are expanded."
+    )
+    allow_code: bool = Field(
+        False,
+        description="Whether humaneval may run the code that the model writes, in a confined process of this machine.",
     )
     fidelity_prompts: str = Field("self", description="Held-out prompts for fidelity, never those trained on.")
     num_fidelity_prompts: PositiveInt = Field(

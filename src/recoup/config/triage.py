@@ -2,13 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from recoup.config.node import Node, NonNegative
 from recoup.config.recover import Recover, Rollout
 
 FreeRepair = Literal["interpolate", "svd_repair", "norms", "rounding"]
 FREE_REPAIRS: tuple[FreeRepair, ...] = ("interpolate", "svd_repair", "norms", "rounding")
+
+
+class Plan(Recover):
+    """The repair that would be run: every setting of `recover`, with a short run's defaults."""
+
+    steps: PositiveInt = Field(60, description="Optimizer steps.")
+    batch_size: PositiveInt = Field(12, description="Rollouts per optimizer step.")
+    micro_batch_size: PositiveInt = Field(6, description="Rollouts per forward pass; lower it when memory runs out.")
+    learning_rate: PositiveFloat = Field(1e-4, description="Peak learning rate.")
+    warmup_steps: NonNegative = Field(2, description="Linear warm-up.")
+    rollout: Rollout = Field(Rollout(max_tokens=48), description="Sampling.")
 
 
 class Triage(Node):
@@ -25,10 +36,7 @@ class Triage(Node):
     pilot_steps: NonNegative = Field(
         6, description="Optimizer steps of the pilot, from which the planned repair is predicted; 0: no pilot."
     )
-    plan: Recover = Field(
-        Recover(batch_size=12, micro_batch_size=6, steps=60, rollout=Rollout(max_tokens=48)),
-        description="The repair that would be run, of which the pilot is the beginning.",
-    )
+    plan: Plan = Field(Plan(), description="The repair that would be run, of which the pilot is the beginning.")
 
     @model_validator(mode="after")
     def _the_pilot_is_shorter(self) -> "Triage":
@@ -45,7 +53,7 @@ class History(Node):
     tasks: tuple[str, ...] = Field((), description="Benchmarks (`recoup ls tasks`), each a capability.")
     limit: PositiveInt | None = Field(100, description="Items per task, chosen by the seed; all when null.")
     data: str | None = Field(
-        None, description="Folder that holds tooluse_sdft/ and science_sdft/; `$VARIABLES` are expanded."
+        None, description="Folder with the files that tasks such as tooluse and ifeval name; `$VARIABLES` are expanded."
     )
     prompts: str | None = Field(
         None,

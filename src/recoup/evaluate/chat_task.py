@@ -77,5 +77,6 @@ def score(model: LanguageModel, task: ChatTask, config: Evaluate, seed: int, rep
         metric=task.metric,
         item_ids=tuple(str(sample["item"]) for sample in samples),
         scores=tuple(grade[task.metric] for grade in grades),
+        further={name: tuple(grade[name] for grade in grades) for name in grades[0] if name != task.metric},
         samples=tuple(samples[:NUM_SAMPLES]),
     )

@@ -10,8 +10,8 @@ import re
 
 from recoup.evaluate.chat_task import ChatTask, Row
 
-MAX_TOKENS = 512  # twice the length that lm-eval allows; the longest gold solution has some 250 tokens
-INSTRUCTION = 'Think step by step. End with a line that holds "#### " and the final number alone.'
+MAX_TOKENS = 512  # the longest gold solution has some 370 (SmolLM2 tokens)
+INSTRUCTION = 'Reason step by step. Write the final number after "####".'
 STRICT = re.compile(r"#### (-?[0-9.,]+)")
 NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 IGNORED = re.compile(r"[,$]")

@@ -61,6 +61,7 @@ def score(
         metric=task.metric,
         item_ids=ids,
         scores=tuple(grade[task.metric] for grade in grades),
+        further={name: tuple(grade[name] for grade in grades) for name in grades[0] if name != task.metric},
         samples=tuple(
             {"item": name, **_shown(model.tokenizer, item, found), **grade}
             for name, (item, found), grade in zip(ids[:NUM_SAMPLES], answered, grades, strict=False)

@@ -1,11 +1,13 @@
 """Science, the task of SDFT (arXiv 2601.19897): multiple-choice chemistry, answered with a letter (SciKnowEval L-3).
 
 An item is right when the last `<answer>` of the text holds the right letter and nothing else, which is what the system
-prompt of every row asks for; brackets and a full stop around the letter are forgiven.
+prompt of every row asks for; brackets and a full stop around the letter are forgiven. The authors' scorer, which is kept
+beside (`published`), forgives nothing.
 """
 
 import re
 
+from recoup.evaluate import published
 from recoup.evaluate.chat_task import ChatTask, Row
 
 MAX_TOKENS = 1024  # room for the reasoning the prompt asks for
@@ -24,10 +26,14 @@ def gold(row: Row) -> str:
 
 
 def grade(row: Row, text: str) -> dict[str, float]:
-    """`correct`, and whether an answer of the right form was given at all: `answered`."""
+    """`correct`, whether an answer of the right form was given at all (`answered`), and what the authors' scorer says."""
     answers = ANSWER.findall(text)
     letter = answers[-1].strip(AROUND) if answers else ""
-    return {"correct": float(letter == row["answer"]), "answered": float(letter in {"A", "B", "C", "D"})}
+    return {
+        "correct": float(letter == row["answer"]),
+        "answered": float(letter in {"A", "B", "C", "D"}),
+        published.SCORE: published.science(row, text),
+    }
 
 
 TASK = ChatTask(

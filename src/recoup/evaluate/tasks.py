@@ -5,19 +5,45 @@ from types import ModuleType
 
 from recoup.config import Evaluate
 from recoup.errors import ConfigError, unknown_name
-from recoup.evaluate import chat_task, offline, science, tooluse
+from recoup.evaluate import (
+    chat_task,
+    gsm8k,
+    ifeval,
+    lambada,
+    likelihood_task,
+    offline,
+    perplexity,
+    science,
+    tooluse,
+    truthfulqa,
+)
 from recoup.evaluate.chat_task import ChatTask
+from recoup.evaluate.file_task import FileTask, data_file
 from recoup.evaluate.items import Report, silent
+from recoup.evaluate.likelihood_task import LikelihoodTask
 from recoup.models.load import LanguageModel
 from recoup.results import TaskItems
 
-CHAT_TASKS: dict[str, ChatTask] = {"tooluse": tooluse.TASK, "science": science.TASK}
+CHAT_TASKS: dict[str, ChatTask] = {
+    "tooluse": tooluse.TASK,
+    "science": science.TASK,
+    "ifeval": ifeval.TASK,
+    "gsm8k_chat": gsm8k.TASK,
+}
+LIKELIHOOD_TASKS: dict[str, LikelihoodTask] = {
+    "truthfulqa_mc1": truthfulqa.MC1,
+    "truthfulqa_mc2": truthfulqa.MC2,
+    "lambada_openai": lambada.TASK,
+    "wikitext2": perplexity.WIKITEXT2,
+    "c4": perplexity.C4,
+}
+ALSO_LM_EVALS = {"ifeval", "truthfulqa_mc1", "truthfulqa_mc2", "lambada_openai"}  # without a data folder, from the hub
 
 
 def known_tasks() -> dict[str, str]:
     """Tasks that need no hub, with a line each; any other task name of lm-eval works where its data can be downloaded."""
     packaged = {name: task.about for name, task in offline.TASKS.items()}
-    return {**packaged, **{name: task.about for name, task in CHAT_TASKS.items()}}
+    return packaged | {name: task.about for name, task in {**CHAT_TASKS, **LIKELIHOOD_TASKS}.items()}
 
 
 def check_tasks(names: Iterable[str], data: str | None) -> None:
@@ -28,8 +54,8 @@ def check_tasks(names: Iterable[str], data: str | None) -> None:
         DataError: a task's rows are missing.
     """
     for name in names:
-        if name in CHAT_TASKS:
-            chat_task.data_file(CHAT_TASKS[name], data)
+        if task := _file_task(name, data):
+            data_file(task, data)
         elif name not in offline.TASKS and not offline.benchmark(name) and name not in _harness().known_names():
             raise ConfigError(unknown_name("task", name, {*known_tasks(), *_harness().known_names()}))
 
@@ -40,10 +66,20 @@ def score_task(model: LanguageModel, name: str, config: Evaluate, seed: int, rep
     Raises:
         DataError: the task's data cannot be had.
     """
-    if name in CHAT_TASKS:
-        return chat_task.score(model, CHAT_TASKS[name], config, seed, report)
+    task = _file_task(name, config.data)
+    if isinstance(task, ChatTask):
+        return chat_task.score(model, task, config, seed, report)
+    if isinstance(task, LikelihoodTask):
+        return likelihood_task.score(model, task, config, seed, report)
     result: TaskItems = _harness().score(model, name, config, seed, report)
     return result
+
+
+def _file_task(name: str, data: str | None) -> FileTask | None:
+    """The task over a file of the data folder, unless there is no folder and lm-eval can download the same task."""
+    if data is None and name in ALSO_LM_EVALS:
+        return None
+    return CHAT_TASKS.get(name) or LIKELIHOOD_TASKS.get(name)
 
 
 def _harness() -> ModuleType:

@@ -3,13 +3,14 @@ r"""ToolUse, the task of SDFT (arXiv 2601.19897): call the right tools with the 
 An item is right when the calls in the answer are the gold calls, in any order, with equal arguments as JSON. Gold calls
 marked `[Optional]` may be left out. The published scorer matches braces non-greedily and names as `\w+`, and so rejects the
 gold answer on items with nested arguments or marked names; here a JSON parser reads each argument object to its own end,
-and the gold answer always scores 1.
+and the gold answer always scores 1. What the published scorer says is kept beside (`published`).
 """
 
 import json
 import re
 from typing import Any
 
+from recoup.evaluate import published
 from recoup.evaluate.chat_task import ChatTask, Row
 
 MAX_TOKENS = 512  # the longest gold answer is some 200 tokens; the rest is for thoughts
@@ -32,7 +33,7 @@ def gold(row: Row) -> str:
 
 
 def grade(row: Row, text: str) -> dict[str, float]:
-    """`correct`, and what may be wrong: `json_valid`, `right_tool`, `right_arguments`."""
+    """`correct`, what may be wrong (`json_valid`, `right_tool`, `right_arguments`), and what the authors' scorer says."""
     calls = parse_calls(text)
     wanted = [(call, name.startswith(OPTIONAL)) for call, name in zip(_gold_calls(row), _gold_names(row), strict=True)]
     return {
@@ -40,6 +41,7 @@ def grade(row: Row, text: str) -> dict[str, float]:
         "json_valid": float(bool(calls) and all(arguments is not UNREADABLE for _, arguments in calls)),
         "right_tool": float(_matches([name for name, _ in calls], [(name, o) for (name, _), o in wanted])),
         "right_arguments": float(_matches([given for _, given in calls], [(given, o) for (_, given), o in wanted])),
+        published.SCORE: published.tooluse(row, text),
     }
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from recoup.results.base import Estimate, Record, Result
 from recoup.results.fidelity import TokenDamage
 
@@ -13,6 +15,7 @@ class TaskItems(Record):
     metric: str
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]  # one per item, higher is better
+    further: dict[str, tuple[float, ...]] = Field(default_factory=dict)  # other named scores, one per item each
     samples: tuple[dict[str, Any], ...] = ()  # a few, for the report
 
 
