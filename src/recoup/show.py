@@ -78,9 +78,10 @@ def remembered(console: Console, result: HistoryResult) -> None:
 
 def advised(console: Console, result: TriageResult) -> None:
     """What was tried, and the advice."""
-    if result.repairs:
+    tried = [trial for trial in result.repairs if trial.seconds > 0]  # why the others were not is in the evidence
+    if tried:
         table = Table("repair without training", "token KL, nats", "gain", "seconds", "")
-        for trial in result.repairs:
+        for trial in tried:
             settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
             scores = (_range(trial.token_kl_nats), _range(trial.gain), f"{trial.seconds:.0f}")
             table.add_row(escape(f"{trial.repair} {settings}".strip()), *scores, escape(trial.note or ""))

@@ -7,16 +7,16 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from recoup.config.node import Node, NonNegative
 from recoup.config.recover import Recover, Rollout
 
-FreeRepair = Literal["interpolate", "svd_repair", "norms", "rounding"]
-FREE_REPAIRS: tuple[FreeRepair, ...] = ("interpolate", "svd_repair", "norms", "rounding")
+FreeRepair = Literal["interpolate", "svd_repair", "rounding", "norms"]
+FREE_REPAIRS: tuple[FreeRepair, ...] = ("interpolate", "svd_repair", "rounding", "norms")
 
 
 class Plan(Recover):
     """The repair that would be run: every setting of `recover`, with a short run's defaults."""
 
     steps: PositiveInt = Field(60, description="Optimizer steps.")
-    batch_size: PositiveInt = Field(12, description="Rollouts per optimizer step.")
-    micro_batch_size: PositiveInt = Field(6, description="Rollouts per forward pass; lower it when memory runs out.")
+    batch_size: PositiveInt = Field(8, description="Rollouts per optimizer step.")
+    micro_batch_size: PositiveInt = Field(8, description="Rollouts per forward pass; lower it when memory runs out.")
     learning_rate: PositiveFloat = Field(1e-4, description="Peak learning rate.")
     warmup_steps: NonNegative = Field(2, description="Linear warm-up.")
     rollout: Rollout = Field(Rollout(max_tokens=48), description="Sampling.")
@@ -28,13 +28,14 @@ class Triage(Node):
     repairs: tuple[FreeRepair, ...] = Field(
         FREE_REPAIRS,
         description=(
-            "Repairs without training: weights between student and base, the fine-tuning delta's leading singular values, "
-            "norms and biases fitted to the teacher's activations, and better rounding (or pruning) to the same format."
+            "Repairs without training, in order: weights between student and base, the fine-tuning delta's leading singular "
+            "values, better rounding (or pruning) to the same format, and, where that does not apply, norms and biases fitted "
+            "to the teacher's activations."
         ),
     )
     keep: bool = Field(True, description="Whether the best repair without training is saved as a checkpoint.")
     pilot_steps: NonNegative = Field(
-        6, description="Optimizer steps of the pilot, from which the planned repair is predicted; 0: no pilot."
+        4, description="Optimizer steps of the pilot, from which the planned repair is predicted; 0: no pilot."
     )
     plan: Plan = Field(Plan(), description="The repair that would be run, of which the pilot is the beginning.")
 

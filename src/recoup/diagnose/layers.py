@@ -1,7 +1,7 @@
 """Hidden states of student and teacher at the same tokens, held in memory, from one forward pass of each model.
 
 Held are whole sequences, evenly spread over the rollouts, of at most `MAX_TOKENS` tokens together, in the type the models
-compute in (SmolLM2-135M in bfloat16: 30 blocks × 2 models × 4,096 tokens × 576 × 2 bytes = 283 MB). Everything CKA is asked (with
+compute in (SmolLM2-135M in bfloat16: 30 blocks × 2 models × 3,072 tokens × 576 × 2 bytes = 212 MB). Everything CKA is asked (with
 and without sink tokens, without some dimensions, every block against every block, by prompt group, by position) is then a matter
 of masks. Pads are never held. What attention and feed-forward parts put out is compared batch by batch and not held.
 
@@ -25,7 +25,7 @@ from recoup.models.load import LanguageModel
 from recoup.models.logits import batches
 from recoup.models.sample import Rollouts
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 3072
 MIN_TOKENS = 64  # with fewer, early blocks hang on a few tokens: see `recover.hidden_term`
 BATCH_SIZE = 8  # rollouts in one forward pass
 

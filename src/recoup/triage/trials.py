@@ -47,7 +47,10 @@ def try_repairs(config: Triage, bench: Bench, progress: Progress) -> tuple[Repai
     found: tuple[RepairTrial, ...] = ()
     for done, name in enumerate(config.repairs):
         progress(f"triage: repairs\n{name}", done, len(config.repairs))
-        known = best(found) if config.keep else None
+        known = best(found)
+        if name == "norms" and known is not None and known.repair == "rounding":
+            found += (_not_tried(name, bench, "better rounding helps, and norms fitted after it brought nothing more"),)
+            continue
         work = partial(_trials, name, bench, _keeper(bench, known) if config.keep else _let_go, progress)
         found += once(bench.folder / "repairs" / f"{name}.json", TRIALS, work)
     progress("triage: repairs", len(config.repairs), len(config.repairs))
