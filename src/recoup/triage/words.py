@@ -73,7 +73,7 @@ def _of_repairs(repairs: tuple[RepairTrial, ...]) -> Iterator[str]:
             yield f"{name} helps only with more than {LARGEST_BASE_SHARE:.0%} of the base, which is a return to it."
         else:
             notes = "; ".join(dict.fromkeys(trial.note for trial in trials if trial.note and not trial.settings))
-            yield f"{name} gains nothing ({notes or 'no significant gain'})."
+            yield f"{name}: {notes or 'no significant gain'}."
     if any(trial.repair in MIXES and is_answer(trial) for trial in repairs):
         yield (
             "Weights nearer to the base give up some of what the student learnt since. How much is not in these figures: score "
