@@ -17,7 +17,7 @@ from .diagnosed import CHANGED, DIAGNOSIS, HISTORY, TRIAGE
 from .pages import WHOLE, page_of, whole
 from .reading import Page
 
-DEMO = Path(__file__).parents[2] / "results" / "demo" / "diagnose" / "before"
+DEMO = Path(__file__).parents[2] / "results" / "int3" / "diagnose" / "before"
 
 
 def without(*fields: str) -> Diagnosis:
