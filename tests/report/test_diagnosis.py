@@ -17,7 +17,7 @@ from .diagnosed import CHANGED, DIAGNOSIS, HISTORY, TRIAGE
 from .pages import WHOLE, page_of, whole
 from .reading import Page
 
-DEMO = Path(__file__).parents[2] / "results" / "int3" / "diagnose" / "before"
+OLDER = Path(__file__).parents[2] / "results" / "int3" / "diagnose" / "before"
 
 
 def without(*fields: str) -> Diagnosis:
@@ -152,7 +152,7 @@ def test_heads_alone_are_drawn_and_a_head_may_be_missing_in_one_layer():
 
 @pytest.mark.parametrize("state", ["before", "after"])
 def test_a_record_of_before_this_page_renders(state: str):
-    page = Page(render(gather_diagnosis(DEMO.parent / state)))
+    page = Page(render(gather_diagnosis(OLDER.parent / state)))
     assert page.open == []
     assert page.tags.count("svg") == 2  # CKA and weight drift
     assert "Token KL from the teacher to the student is" in page.text
