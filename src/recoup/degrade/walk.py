@@ -31,10 +31,10 @@ from transformers import PreTrainedModel
 
 from recoup.degrade.gather import Gather, Gatherer, Statistics, removing
 from recoup.errors import StructureError
-from recoup.models.capture import block_outputs
+from recoup.models.capture import block_outputs, run_backbone
 from recoup.models.layers import block_linears, blocks, is_transposed
 from recoup.models.load import LanguageModel
-from recoup.models.sample import Rollouts, position_ids
+from recoup.models.sample import Rollouts
 from recoup.structure.spec import Constraint, Structure
 
 
@@ -151,7 +151,7 @@ def input_statistics(
     gatherer = Gatherer({layer: model.model.get_submodule(layer) for layer in layers}, gather)
     for done, batch in enumerate(rollouts, start=1):
         with gatherer.watching(batch.attention_BT):
-            _forward(model.model, batch)
+            run_backbone(model.model, batch)
         progress(done, len(rollouts))
     return gatherer.statistics()
 
@@ -211,20 +211,10 @@ def _start(model: PreTrainedModel, batch: Rollouts) -> _Start:
     hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks(model)]
     hooks += [block.register_forward_hook(after) for block in blocks(model)]
     with removing(hooks):
-        _forward(model, batch)
+        run_backbone(model, batch)
     return start
 
 
 def _hidden(output: Any) -> Tensor:
     """Some blocks put out the hidden states, some a tuple that begins with them."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def _forward(model: PreTrainedModel, batch: Rollouts) -> None:
-    """An ordinary pass of the backbone."""
-    model.base_model(
-        batch.tokens_BT,
-        attention_mask=batch.attention_BT.long(),
-        position_ids=position_ids(batch.attention_BT),
-        use_cache=False,
-    )

@@ -95,7 +95,7 @@ def compare(
         remaining = contrasts([(task[RECOVERED], task[REFERENCE]) for task in scores], num_bootstrap, seed)
         verdicts = [verdict(*three) for three in zip(damages, gains, remaining, strict=True)]
     return tuple(
-        _comparison(items, bootstrap_means(task, num_bootstrap, seed), task.mean(axis=1), damage.below, word)
+        comparison(items, bootstrap_means(task, num_bootstrap, seed), task.mean(axis=1), damage.below, word)
         for items, task, damage, word in zip(reference, scores, damages, verdicts, strict=True)
     )
 
@@ -126,9 +126,18 @@ def verdict(damage: Contrast, gain: Contrast | None = None, remaining: Contrast 
     return "preserved" if damage.above else "unharmed"
 
 
-def _comparison(
+def comparison(
     items: TaskItems, draws_RK: np.ndarray, means_K: np.ndarray, damage_significant: bool, word: Verdict
 ) -> TaskComparison:
+    """One task's estimates, from the models' means and the joint bootstrap draws of them.
+
+    Args:
+        items: names the task.
+        draws_RK: resampled mean scores; models as REFERENCE, DEGRADED, RECOVERED number them, the last may be missing.
+        means_K: mean scores.
+        damage_significant: whether a recovered fraction has a meaning.
+        word: the verdict.
+    """
     draws, means = draws_RK.T, means_K.tolist()
     healed = len(means) > RECOVERED
     damage = means[DEGRADED] - means[REFERENCE]

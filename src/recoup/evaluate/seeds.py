@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from recoup.errors import DataError
-from recoup.evaluate.compare import DEGRADED, RECOVERED, REFERENCE, Contrast, _comparison, verdict
+from recoup.evaluate.compare import DEGRADED, RECOVERED, REFERENCE, Contrast, comparison, verdict
 from recoup.evaluate.statistics import DrawsR, MeansRK, bootstrap_means, estimate, holm, paired_p_value
 from recoup.results import Estimate, TaskComparison, TaskItems
 
@@ -114,7 +114,7 @@ def compare_seeds(runs: Sequence[SeedRun], *, num_bootstrap: int, seed: int) -> 
     asked = [_contrasts(scores, draws, pair, seed) for pair in pairs]
     return tuple(
         SeedComparison(
-            comparison=_comparison(items, draw, task.mean(axis=(0, 2)), answers[0].below, verdict(*answers)),
+            comparison=comparison(items, draw, task.mean(axis=(0, 2)), answers[0].below, verdict(*answers)),
             num_seeds=len(runs),
             by_seed=tuple(map(tuple, task.mean(axis=2).tolist())),
         )

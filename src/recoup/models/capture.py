@@ -67,7 +67,7 @@ def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> tuple[Float[Ten
         StructureError: as for `block_outputs`.
     """
     with block_outputs(model) as outputs:
-        _forward(model, rollouts)
+        run_backbone(model, rollouts)
     return tuple(outputs[index] for index in range(len(outputs)))
 
 
@@ -84,7 +84,8 @@ def states_and_parts(
         return hidden_states(model, rollouts), parts
 
 
-def _forward(model: PreTrainedModel, rollouts: Rollouts) -> None:
+def run_backbone(model: PreTrainedModel, rollouts: Rollouts) -> None:
+    """An ordinary forward pass of the backbone over prompts and completions, for the hooks that listen to it."""
     model.base_model(
         rollouts.tokens_BT,
         attention_mask=rollouts.attention_BT.long(),

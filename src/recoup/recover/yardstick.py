@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from recoup.cka import cka_pairs
 from recoup.diagnose.massive import sink_tokens
 from recoup.divergence import Head, forward_kl
+from recoup.evaluate.fidelity import BATCH_SIZE, CHUNK_TOKENS
 from recoup.models.capture import block_outputs
 from recoup.models.hidden import completion_hidden
 from recoup.models.layers import paired_blocks
@@ -28,8 +29,6 @@ from recoup.models.logits import batches, completion_logits, completion_rows
 from recoup.models.sample import Rollouts
 from recoup.recover.teachers import Teacher
 
-BATCH_SIZE = 8  # rollouts in one forward pass
-CHUNK_TOKENS = 128  # tokens scored at once: bounds the float32 copies of the logits
 Forward = Callable[[PreTrainedModel, Rollouts], Tensor]
 
 
