@@ -19,9 +19,9 @@ FLOORS = [
     {"data"},
     {"training"},
     {"degrade", "diagnose", "recover", "evaluate", "export", "plan", "repair", "report"},
-    {"triage", "history", "callback"},
-    {"pipeline", "api", "examine"},
-    {"show"},
+    {"triage", "history", "callback", "methods"},
+    {"pipeline", "api", "examine", "sweep"},
+    {"show", "arguments"},
     {"cli"},
     {"__main__", "__init__"},
 ]
@@ -41,6 +41,8 @@ LIGHT = [
     "recoup.report",
     "recoup.cli",
     "recoup.show",
+    "recoup.methods.costs",
+    "recoup.sweep.run",
 ]
 
 

@@ -15,18 +15,24 @@ from typer.testing import CliRunner
 
 from recoup import show
 from recoup.cli import app
+from recoup.config import METHODS
 from recoup.report import score_table_markdown
 from tools.benchmark import benchmark
 from tools.evidence import RESULTS, Evidence, read_evidence
 from tools.structure_table import structure_table, trained_table
 
 ROOT = Path(__file__).parent.parent
-MARKED = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- generated: (?P<name>[\w .]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GIB = 2**30
 BENCHMARKS = (
-    "end_to_end", "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term",
+    "end_to_end", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise", "sdft.strict", "sdft.reuse",
+    "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
-FILLED = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "structures.md", ROOT / "docs" / "benchmarks.md")
+FILLED = (
+    ROOT / "README.md",
+    RESULTS / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("structures", "benchmarks", "evaluation")),
+)
 
 
 def cli_reference() -> str:
@@ -118,6 +124,12 @@ def _row(evidence: Evidence, links_from: str) -> str:
     )
 
 
+def methods_table() -> str:
+    """What `method:` may say."""
+    rows = [f"| `{name}` | {about} |" for name, about in METHODS.items()]
+    return "\n".join(["| `method` | what it does |", "|---|---|", *rows]) + "\n"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "headline": lambda: headline(read_evidence(RESULTS / "demo")),
     "table": lambda: table(read_evidence(RESULTS / "demo")),
@@ -127,6 +139,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "overview of this folder": lambda: overview(""),
     "structures": structure_table,
     "what trains": trained_table,
+    "repair methods": methods_table,
 } | {f"benchmark {name}": partial(benchmark, name) for name in BENCHMARKS}
 
 

@@ -243,7 +243,7 @@ def _export(
 
 
 def _scores(model: LanguageModel, progress: Progress) -> dict[str, float]:
-    found = score(model, Evaluate(tasks=TASKS, limit=NUM_ITEMS), 0, progress)
+    found = score(model, Evaluate(tasks=TASKS, limit=NUM_ITEMS), progress)
     return {task.task: sum(task.scores) / len(task.scores) for task in found.tasks}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import recoup
-from benchmarks.peers.job import Job, print_cost, read_job
+from benchmarks.peers.job import Job, Spent, print_cost, print_spent, read_job
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
             ends.append(time.perf_counter())
 
     settings = merged(_settings(job), job.settings)
-    recoup.recover(
+    result = recoup.recover(
         student=job.student,
         teacher=job.teacher,
         output=job.output,
@@ -27,6 +27,9 @@ def main() -> None:
         seed=job.seed,
         **settings,
     )
+    if job.has_budget:
+        print_spent(Spent(result.steps, result.num_tokens, result.seconds, result.checkpoint))
+        return
     lines = (Path(job.output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     # a step that samples for several, and those that it samples for, count together
     period = settings["rollout"].get("ahead", 1) * settings["rollout"].get("uses", 1)
@@ -34,15 +37,17 @@ def main() -> None:
 
 
 def _settings(job: Job) -> dict[str, Any]:
+    budget = {"tokens": job.budget_tokens, "seconds": job.budget_seconds}
     return {
         "terms": [{"prompts": job.prompts, "num_prompts": len(job.rows())}],
         "steps": job.steps,
         "batch_size": job.batch,
         "learning_rate": job.learning_rate,
-        "warmup_steps": 0,
+        "warmup_steps": job.warmup,
         "rollout": {"max_tokens": job.tokens, "temperature": job.temperature},
         "bootstrap": {"max_steps": 0},
         "checkpoint_every": job.steps,
+        **({"budget": budget} if job.has_budget else {}),
     }
 
 

@@ -14,7 +14,8 @@ from benchmarks.peers.job import read_job
 
 def main() -> None:
     """Do the job."""
-    job, steps = read_job(), Steps()
+    job = read_job()
+    steps = Steps(job)
     chats = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in job.rows()]
     trainer = trl.DistillationTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.student, dtype=torch.float32),
@@ -25,7 +26,7 @@ def main() -> None:
         callbacks=[steps],
     )
     trainer.train()
-    steps.print(trainer, job.batch)
+    steps.finish(trainer)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ EMA_RATE = 0.02  # recoup's default
 
 def main() -> None:
     """Do the job."""
-    job, steps = read_job(), Steps()
+    job = read_job()
+    steps = Steps(job)
     rows = [
         {"prompt": [{"role": "user", "content": row["prompt"]}], "privileged_context": row["answer"]}
         for row in job.rows()
@@ -41,7 +42,7 @@ def main() -> None:
         callbacks=[steps],
     )
     trainer.train()
-    steps.print(trainer, job.batch)
+    steps.finish(trainer)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class _Common:
 
 
 def degrade(*, model: str, method: str, output: str | Path, **settings: Any) -> DegradeResult:
-    """Damage `model` with `method` (`recoup ls methods`); the damaged model is in `output/checkpoint`.
+    """Damage `model` with `method` (`recoup ls injuries`); the damaged model is in `output/checkpoint`.
 
     Raises:
         ConfigError: an unknown method or setting.
@@ -143,10 +143,10 @@ def evaluate(
         RecoupError: whatever the stage raises.
     """
     common = _common(settings)
-    config = parse(Evaluate, settings, "evaluate")
+    config = parse(Evaluate, {"seed": common.seed, **settings}, "evaluate")
     from recoup.evaluate.run import EvaluateInputs, run
 
-    inputs = EvaluateInputs(reference, degraded, recovered, common.seed, common.chat_template)
+    inputs = EvaluateInputs(reference, degraded, recovered, common.chat_template)
     return run(config, inputs, Path(output), common.progress)
 
 

@@ -6,7 +6,6 @@ where it stopped.
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,9 @@ from rich.markup import escape
 
 import recoup
 from recoup import show
-from recoup.config import RunConfig
-from recoup.config_file import dump_config, load_config, settings_tree, shipped_config
+from recoup.arguments import Kind, Model, Output, RunOutput, Seed, Settings, Template
+from recoup.config import METHODS, RunConfig, Sweep
+from recoup.config_file import dump_config, load, load_config, settings_tree, shipped_config
 from recoup.errors import RecoupError
 from recoup.progress import terminal
 from recoup.run_folder import RunFolder
@@ -32,21 +32,6 @@ app = typer.Typer(
 )
 RANK = os.environ.get("RANK", "0")  # of this process under `accelerate launch`, where process 0 speaks for all
 out, err = Console(quiet=RANK != "0"), Console(stderr=True, quiet=RANK != "0")
-
-Model = Annotated[str, typer.Argument(help="Folder, hub id[@revision], GGUF file, adapter folder, or `embedded`.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the stage.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
-RunOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; `runs/NAME` if not given.")]
-Seed = Annotated[int, typer.Option(help="Seeds every random choice.")]
-Template = Annotated[str | None, typer.Option(help="Jinja file, or `plain`, for a model without a chat template.")]
-
-
-class Kind(StrEnum):
-    """What `ls` lists."""
-
-    METHODS = "methods"
-    TASKS = "tasks"
-    MODELS = "models"
 
 
 @app.command()
@@ -77,6 +62,36 @@ def run(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `configs/sweeps/` holds some.")],
+    settings: Settings = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; `sweeps/NAME` if not given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
+) -> None:
+    """Run methods on injuries over seeds, and rank them; a stopped sweep goes on where it stopped.
+
+    Exit code 1 if a run failed.
+
+    Example: `recoup sweep configs/sweeps/forgetting.yaml 'seeds=[0, 1, 2]'`
+    """
+    from recoup.sweep.expand import dry_run as expanded
+    from recoup.sweep.run import run as run_sweep
+    from recoup.sweep.table import show_leaderboard
+
+    resolved = load(Sweep, config, settings or [])
+    if dry_run:
+        show.planned_runs(out, *expanded(resolved))
+        return
+    folder = output or Path("sweeps") / resolved.name
+    with terminal(err) as progress:
+        result = run_sweep(resolved, folder, progress)
+    show_leaderboard(out, result)
+    out.print(f"leaderboard: {escape(str(folder / 'leaderboard.html'))}", soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(
     config: Annotated[Path, typer.Argument(help="A YAML file; `configs/` holds one per kind of run.")],
     settings: Settings = None,
@@ -94,7 +109,7 @@ def plan(
 @app.command()
 def degrade(
     model: Model,
-    method: Annotated[str, typer.Option(help="See `recoup ls methods`.")],
+    method: Annotated[str, typer.Option(help="See `recoup ls injuries`.")],
     output: Output,
     settings: Settings = None,
     seed: Seed = 0,
@@ -202,14 +217,21 @@ def export(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Rebuild the report from a run folder; needs no GPU and no model.
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; several are compared on one page.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Page of the comparison; `comparison.html` if not given.")
+    ] = None,
+) -> None:
+    """Rebuild the report of a run, or compare several runs on one page; needs no GPU and no model.
 
-    Example: `recoup report runs/demo`
+    Example: `recoup report runs/int3 runs/int3-sft --output comparison.html`
     """
-    from recoup.report import write_report
+    from recoup.report import write_comparison, write_report
 
-    out.print(f"wrote {escape(str(write_report(RunFolder(folder))))}", soft_wrap=True)
+    runs = [RunFolder(folder) for folder in folders]
+    page = write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, output or Path("comparison.html"))
+    out.print(f"wrote {escape(str(page))}", soft_wrap=True)
 
 
 @app.command()
@@ -229,11 +251,11 @@ def correlate(
 
 @app.command()
 def ls(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.METHODS) -> None:
-    """List methods, tasks or models, a line each.
+    """List injuries, methods of repair, tasks or models, a line each.
 
     Example: `recoup ls tasks`
     """
-    from recoup.degrade import describe_methods
+    from recoup.degrade import describe_injuries
     from recoup.models.source import describe_models
 
     if kind is Kind.TASKS:
@@ -241,7 +263,8 @@ def ls(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.METHOD
 
         show.listed(out, known_tasks())
     else:
-        show.listed(out, describe_methods() if kind is Kind.METHODS else describe_models())
+        repairs = {str(name): about for name, about in METHODS.items()}
+        show.listed(out, {"injuries": describe_injuries(), "methods": repairs, "models": describe_models()}[kind])
 
 
 def main() -> None:

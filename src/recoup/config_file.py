@@ -20,7 +20,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or values contradict.
     """
-    return parse(RunConfig, _read_yaml(path), str(path), overrides)
+    return load(RunConfig, path, overrides)
+
+
+def load(kind: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
+    """The same of any config, such as a `Sweep`.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    return parse(kind, _read_yaml(path), str(path), overrides)
 
 
 def parse(kind: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> M:
@@ -129,15 +138,16 @@ def _fields_at(location: Sequence[str], root: type[BaseModel]) -> list[str]:
         if part.isdigit():
             continue
         tagged = [m for m in models if "type" in m.model_fields and m.model_fields["type"].default == part]
-        models = tagged or [
+        children = [
             child for m in models if part in m.model_fields for child in _models_in(m.model_fields[part].annotation)
         ]
+        models = tagged or children or models  # a key of a mapping is no field
     return sorted({name for m in models for name in m.model_fields})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, tuple) or hasattr(annotation, "__metadata__"):
+    if get_origin(annotation) in (Union, types.UnionType, tuple, dict) or hasattr(annotation, "__metadata__"):
         return [model for argument in get_args(annotation) for model in _models_in(argument)]
     return []

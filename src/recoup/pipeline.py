@@ -20,10 +20,10 @@ from recoup.diagnose.run import run as diagnose
 from recoup.errors import RunFolderError
 from recoup.evaluate.run import EvaluateInputs
 from recoup.evaluate.run import run as evaluate
+from recoup.methods.run import RepairInputs
+from recoup.methods.run import run as repair
 from recoup.progress import Progress, silent
 from recoup.provenance import collect
-from recoup.recover.run import RecoverInputs
-from recoup.recover.run import run as recover
 from recoup.report import write_report
 from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult, Result
 from recoup.run_folder import RunFolder, make_folder, result_path, write_json, write_text
@@ -42,16 +42,14 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> Ev
     states = _degrade(config, folder, progress)
     student = config.student or list(states.values())[-1]
     reference = states[config.evaluate.reference or config.before_last_injury]
-    teachers = tuple(_state(states, term.teacher or config.before_last_injury) for term in config.recover.terms)
 
     diagnosis = DiagnoseInputs(reference, student, config.seed, config.chat_template, "held_out")
     _stage(DiagnoseResult, folder.diagnose("before"), partial(diagnose, config.diagnose, diagnosis, progress=progress))
-    repair = RecoverInputs(student, teachers, config.seed, config.chat_template)
-    work = partial(recover, config.recover, repair, progress=progress)
+    work = partial(repair, config, RepairInputs(student, states), progress=progress)
     recovered = _stage(RecoverResult, folder.recover, work, together=True)
     check = DiagnoseInputs(reference, recovered.checkpoint, config.seed, config.chat_template, "held_out")
     _stage(DiagnoseResult, folder.diagnose("after"), partial(diagnose, config.diagnose, check, progress=progress))
-    proof = EvaluateInputs(reference, student, recovered.checkpoint, config.seed, config.chat_template)
+    proof = EvaluateInputs(reference, student, recovered.checkpoint, config.chat_template)
     result = _stage(EvaluateResult, folder.evaluate, partial(evaluate, config.evaluate, proof, progress=progress))
     all_processes().on_main(partial(write_report, folder))
     return result
@@ -81,11 +79,6 @@ def _degrade(config: RunConfig, folder: RunFolder, progress: Progress) -> dict[s
         result = _stage(DegradeResult, folder.degrade(step.type), work)
         states[step.type] = result.checkpoint
     return states
-
-
-def _state(states: dict[str, str], name: str) -> str:
-    """A state of this run, or any other model a user names."""
-    return states.get(name, name)
 
 
 def _stage(kind: type[R], folder: Path, work: Callable[[Path], R], *, together: bool = False) -> R:

@@ -1,6 +1,6 @@
 """What a stage's result looks like in a terminal. Text from models and data is escaped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -113,6 +113,15 @@ def examined(console: Console, found: "Examined") -> None:
 
 def recovered(console: Console, result: RecoverResult) -> None:
     """The repair and its cost."""
+    if result.note is not None:
+        console.print(f"{result.method}: {escape(result.note)}", soft_wrap=True)
+    if result.first_loss_nats is not None:
+        _trained(console, result)
+    console.print(f"structure kept bit for bit: {escape(result.structure)}", soft_wrap=True)
+    console.print(f"wrote {escape(result.checkpoint)}", soft_wrap=True)
+
+
+def _trained(console: Console, result: RecoverResult) -> None:
     began = result.on_policy_from_step
     console.print(
         f"loss {result.first_loss_nats:.3f} → {result.last_loss_nats:.3f} nats per token in {result.steps} steps"
@@ -126,8 +135,6 @@ def recovered(console: Console, result: RecoverResult) -> None:
             f"{result.num_trained:,} numbers trained, {(result.optimizer_bytes or 0) / GIB:.2f} GiB of AdamW moments"
         )
     console.print("never went on-policy" if began is None else f"on-policy from step {began}")
-    console.print(f"structure kept bit for bit: {escape(result.structure)}", soft_wrap=True)
-    console.print(f"wrote {escape(result.checkpoint)}", soft_wrap=True)
 
 
 def evaluated(console: Console, result: EvaluateResult) -> None:
@@ -186,6 +193,15 @@ def listed(console: Console, lines: Mapping[str, str]) -> None:
     width = max(map(len, lines))
     for name, description in lines.items():
         console.print(f"{escape(name):<{width}}  {escape(description)}", soft_wrap=True, highlight=False)
+
+
+def planned_runs(console: Console, names: Sequence[str], skipped: Mapping[str, str]) -> None:
+    """The runs of a sweep in their order, and those left out with the reason."""
+    for name in names:
+        console.print(escape(name), soft_wrap=True, highlight=False)
+    for name, reason in skipped.items():
+        console.print(f"left out: {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
+    console.print(f"{len(names)} runs, {len(skipped)} left out")
 
 
 def _value(damage: TokenDamage | None, field: str) -> str:

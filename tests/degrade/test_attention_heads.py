@@ -186,6 +186,8 @@ def test_a_head_pruned_student_recovers(grouped: dict[str, Path], text_file: Pat
     student = degrade(config, DegradeInputs(teacher, 0), tmp_path / "damaged").checkpoint
     result = recover(short_recovery(text_file), RecoverInputs(student, (teacher,), 0), tmp_path / "recover")
     assert result.structure_exact
+    assert result.first_loss_nats is not None
+    assert result.last_loss_nats is not None
     assert result.last_loss_nats < result.first_loss_nats
     saved = load(result.checkpoint)
     assert head_counts(saved.model) == HeadCounts(2, 1, 8)

@@ -176,6 +176,8 @@ def test_a_depth_pruned_student_recovers(deep: dict[str, Path], text_file: Path,
     student = degrade(config_of(text_file, num_blocks=1), DegradeInputs(teacher, 0), tmp_path / "damaged").checkpoint
     result = recover(short_recovery(text_file), RecoverInputs(student, (teacher,), 0), tmp_path / "recover")
     assert result.structure_exact
+    assert result.first_loss_nats is not None
+    assert result.last_loss_nats is not None
     assert result.last_loss_nats < result.first_loss_nats
     saved = load(result.checkpoint)
     assert len(blocks(saved.model)) == 3

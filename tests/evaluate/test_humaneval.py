@@ -99,7 +99,7 @@ def scored(
         return said
 
     monkeypatch.setattr(humaneval, "complete", complete)
-    return humaneval.score(model, Evaluate(data=data, allow_code=True), seed=0), prompts
+    return humaneval.score(model, Evaluate(data=data, allow_code=True)), prompts
 
 
 def test_a_model_with_a_chat_template_is_asked(tiny_model: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_nothing_runs_unless_allowed(tiny_model: Path, data: str, monkeypatch: p
     with pytest.raises(ConfigError, match="allow_code"):
         humaneval.check(data, allow_code=False)
     with pytest.raises(ConfigError, match="allow_code"):
-        humaneval.score(load(str(tiny_model)), Evaluate(data=data), seed=0)
+        humaneval.score(load(str(tiny_model)), Evaluate(data=data))
 
 
 def test_rows_come_from_the_package_where_the_folder_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,9 @@ def test_token_ids_equal_lm_evals(model: LanguageModel, context: str, continuati
 
 
 def test_items_are_drawn_by_the_seed(model: LanguageModel, data: Path) -> None:
-    whole = likelihood_task.score(model, lambada.TASK, Evaluate(data=str(data)), seed=0)
+    whole = likelihood_task.score(model, lambada.TASK, Evaluate(data=str(data)))
     assert whole.item_ids == tuple(f"lambada_openai/{i}" for i in range(5))
-    some = likelihood_task.score(model, lambada.TASK, Evaluate(data=str(data), limit=3), seed=1)
+    some = likelihood_task.score(model, lambada.TASK, Evaluate(data=str(data), limit=3, seed=1))
     by_id = dict(zip(whole.item_ids, whole.samples, strict=True))
     assert len(some.item_ids) == 3
     for item, sample in zip(some.item_ids, some.samples, strict=True):
@@ -62,7 +62,7 @@ def test_items_are_drawn_by_the_seed(model: LanguageModel, data: Path) -> None:
 def test_progress_counts_continuations(model: LanguageModel, data: Path) -> None:
     told: list[tuple[int, int]] = []
     config = Evaluate(data=str(data), limit=4)
-    likelihood_task.score(model, lambada.TASK, config, 0, lambda done, total: told.append((done, total)))
+    likelihood_task.score(model, lambada.TASK, config, lambda done, total: told.append((done, total)))
     assert told[-1] == (4, 4)
 
 
@@ -77,11 +77,11 @@ def test_progress_counts_continuations(model: LanguageModel, data: Path) -> None
 def test_malformed_files_are_refused(model: LanguageModel, data: Path, content: str, message: str) -> None:
     (data / lambada.TASK.file).write_text(content)
     with pytest.raises(DataError, match=message):
-        likelihood_task.score(model, lambada.TASK, Evaluate(data=str(data)), seed=0)
+        likelihood_task.score(model, lambada.TASK, Evaluate(data=str(data)))
 
 
 def test_the_data_folder_is_needed(model: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'lambada_openai' needs `evaluate\.data`: the folder that holds lambada/"):
-        likelihood_task.score(model, lambada.TASK, Evaluate(), seed=0)
+        likelihood_task.score(model, lambada.TASK, Evaluate())
     with pytest.raises(DataError, match="no such file"):
-        likelihood_task.score(model, lambada.TASK, Evaluate(data=str(tmp_path)), seed=0)
+        likelihood_task.score(model, lambada.TASK, Evaluate(data=str(tmp_path)))

@@ -42,7 +42,7 @@ def test_full_windows_equal_lm_evals(num_tokens: int, width: int) -> None:
 
 def test_score_is_the_mean_of_a_plain_forward_pass(model: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    found = likelihood_task.score(model, TASK, Evaluate(data=str(tmp_path)), seed=0)
+    found = likelihood_task.score(model, TASK, Evaluate(data=str(tmp_path)))
     assert len(found.scores) == 4
     ids = model.tokenizer.encode(TEXT)
     second = torch.tensor([ids[CONTEXT - 1 : 2 * CONTEXT]])  # a token of context and the second window
@@ -56,7 +56,7 @@ def test_equals_lm_evals_rolling_log_likelihood(model: LanguageModel, tmp_path: 
 
     text = TEXT[: 3 * CONTEXT]  # nothing is left over
     (tmp_path / "text.txt").write_text(text)
-    found = likelihood_task.score(model, TASK, Evaluate(data=str(tmp_path)), seed=0)
+    found = likelihood_task.score(model, TASK, Evaluate(data=str(tmp_path)))
     request = Instance("loglikelihood_rolling", {}, (text,), 0, ("t", 0, 1))
     [total] = BatchedLM(model, 10_000).loglikelihood_rolling([request])
     assert sum(found.scores) / 3 == pytest.approx(total / (3 * CONTEXT), abs=1e-6)
@@ -75,7 +75,7 @@ def test_documents_are_joined(tmp_path: Path) -> None:
 def test_files_without_text_are_refused(model: LanguageModel, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        likelihood_task.score(model, TASK, Evaluate(data=str(tmp_path)), seed=0)
+        likelihood_task.score(model, TASK, Evaluate(data=str(tmp_path)))
 
 
 @pytest.mark.skipif("RECOUP_DATA" not in os.environ, reason="RECOUP_DATA names the folder with wikitext2/ and c4/")

@@ -123,8 +123,8 @@ def test_one_model_alone(
     config: Evaluate, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, data_folder: Path
 ) -> None:
     monkeypatch.setenv("HERE", str(data_folder))
-    tasks = Evaluate(tasks=("tooluse", "science"), data="$HERE", limit=2)
-    found = score(load(str(tiny_model)), tasks, seed=3)
+    tasks = Evaluate(tasks=("tooluse", "science"), data="$HERE", limit=2, seed=3)
+    found = score(load(str(tiny_model)), tasks)
     assert [(task.task, task.metric, len(task.scores)) for task in found.tasks] == [
         ("tooluse", "correct", 2),
         ("science", "correct", 2),

@@ -37,7 +37,7 @@ def known(config: History, model: LanguageModel) -> tuple[Capability, ...]:
 
 def test_the_score_is_the_mean_log_probability_of_the_answer(model: LanguageModel, tmp_path: Path) -> None:
     config = History(prompts=write(tmp_path / "p.jsonl", rows("a", 8)), num_prompts=3)
-    found = score(model, known(config, model)[0], EVALUATE, 0)
+    found = score(model, known(config, model)[0], EVALUATE)
     assert (found.task, found.metric, len(found.scores)) == ("a", LOG_PROBABILITY, 3)
     for row, value in zip(known(config, model)[0].rows, found.scores, strict=True):
         assert row.answer is not None
@@ -105,4 +105,4 @@ def test_broken_weights_are_no_score(tiny_model: Path, tmp_path: Path) -> None:
     broken.model.get_input_embeddings().weight[:] = torch.nan
     config = History(prompts=write(tmp_path / "p.jsonl", rows("a", 8)), num_prompts=3)
     with pytest.raises(SourceError, match="gives NaN or infinity on a; its weights are broken"):
-        score(broken, known(config, broken)[0], EVALUATE, 0)
+        score(broken, known(config, broken)[0], EVALUATE)

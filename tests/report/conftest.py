@@ -14,11 +14,13 @@ from recoup.results import (
     EvaluateResult,
     Generation,
     LayerDamage,
+    ModelScores,
     ProbeRecord,
     RecoverResult,
     RecoverStep,
     Result,
     TaskComparison,
+    TaskItems,
     TokenDamage,
 )
 from recoup.run_folder import RunFolder, write_json, write_text
@@ -255,3 +257,32 @@ def finished(empty: RunFolder) -> RunFolder:
     put_steps(empty)
     put(empty.evaluate, evaluation(healed(), not_healed(), preserved(), generations=GENERATIONS))
     return empty
+
+
+def item_scores(task: str, scores: tuple[float, ...], metric: str = "acc", **fields: object) -> TaskItems:
+    """Items `task/0`, `task/1`, …"""
+    ids = tuple(f"{task}/{place}" for place in range(len(scores)))
+    return TaskItems.model_validate({"task": task, "metric": metric, "item_ids": ids, "scores": scores, **fields})
+
+
+def put_items(folder: RunFolder, state: str, *tasks: TaskItems) -> None:
+    put(folder.evaluate / state, ModelScores(model=state, tasks=tasks, seconds=1.0))
+
+
+def sample(completion: str, exact: float) -> dict[str, object]:
+    return {"item": "tooluse/0", "prompt": "Weather?", "completion": completion, "gold": "weather()", "exact": exact}
+
+
+def put_all_items(folder: RunFolder) -> None:
+    """Four items: preserved, healed, newly damaged, never right; the first has its text."""
+    answers = {
+        "reference": ((1, 1, 1, 0), "weather()", (1, 1, 1, 1)),
+        "degraded": ((1, 0, 1, 0), "wether(", (0, 1, 1, 1)),
+        "recovered": ((1, 1, 0, 0), "weather()", (1, 1, 1, 0)),
+    }
+    for state, (scores, said, valid) in answers.items():
+        task = item_scores(
+            "tooluse", scores, "exact", further={"valid_json": valid}, ceilings={"exact": 0.9},
+            samples=(sample(said, scores[0]),),
+        )  # fmt: skip
+        put_items(folder, state, task)

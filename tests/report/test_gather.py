@@ -57,6 +57,14 @@ def test_advice_about_other_models_is_left_out(tmp_path: Path, stage: str, other
     assert (found.triage, found.history) == (None, None)
 
 
+def test_the_triage_of_the_damaged_model_is_read(finished: RunFolder):
+    assert gather(finished).triage is None
+    put(finished.diagnose("before") / "triage", TRIAGE)
+    found = gather(finished).triage
+    assert found is not None
+    assert found.verdict == TRIAGE.verdict
+
+
 def test_no_diagnosis_is_an_error(tmp_path: Path):
     with pytest.raises(DataError, match=r"result\.json: no such result"):
         gather_diagnosis(tmp_path)

@@ -192,3 +192,25 @@ def test_same_run_same_bytes(finished: RunFolder):
 def test_report_imports_without_torch():
     code = "import sys, recoup.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_repair_without_training_is_shown_with_its_method(finished: RunFolder):
+    free = {"method": "interpolate", "note": "share 0.5 of the base", "steps": 0, "num_tokens": 0, "teachers": ()}
+    put(finished.recover, RECOVERY.model_copy(update=free | {"first_loss_nats": None, "last_loss_nats": None}))
+    (finished.recover / "metrics.jsonl").unlink()
+    page = page_of(finished)
+    assert (
+        "Method: interpolate (share 0.5 of the base). Student quantize ; no teacher. Nothing was trained." in page.text
+    )
+    assert "The method interpolate (share 0.5 of the base) trains nothing" in page.text
+    assert "method interpolate optimizer steps 0" in page.text
+    assert page.tags.count("svg") == 3
+    assert page.open == []
+
+
+def test_four_questions_stand_at_the_top(finished: RunFolder):
+    text = page_of(finished).text
+    titles = ["What was lost", "What came back", "What it cost", "What to do next", "Scores"]
+    places = [text.find(title) for title in titles]
+    assert places == sorted(places)
+    assert -1 not in places

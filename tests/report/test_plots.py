@@ -1,14 +1,15 @@
 import math
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
 
 from recoup.report import plots, svg
-from recoup.results import Estimate
+from recoup.results import Estimate, TaskComparison
 
-from .conftest import SWITCH, healed, preserved, probe, steps
+from .conftest import SWITCH, around, healed, preserved, probe, steps
 from .reading import curves
 
 
@@ -38,6 +39,35 @@ def test_a_diagnosis_scores_a_pair():
     assert set(drawn) & {"teacher", "student", "recovered"} == {"teacher", "student"}
     # two models, 0.22 rows apart around the middle of the row
     assert drawn["student"][1] == pytest.approx([0.11, 1.11])
+
+
+def nats(task: str, metric: str = "logp_per_token") -> TaskComparison:
+    values = {"reference": around(-2.5, 0.1), "degraded": around(-3.5, 0.1), "recovered": around(-2.6, 0.1)}
+    return healed(task).model_copy(update={"metric": metric, **values})
+
+
+def test_log_probabilities_stand_on_an_axis_of_their_own():
+    figure = plots.scores([nats("wikitext2"), healed("first"), nats("c4"), nats("odd", "bits")])
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "score, with 95% interval", "log p per token, nats, with 95% interval", "bits, with 95% interval",
+    ]  # fmt: skip
+    assert [len(axes.get_yticks()) for axes in figure.axes] == [1, 2, 1]
+    assert figure.axes[0].get_xlim()[0] > 0
+    svg.inline(figure, "a", "t")
+
+
+def test_a_file_that_follows_the_readers_theme():
+    text = svg.adaptive(plots.scores([healed()]), "t")
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert not re.findall(r"(?:fill|stroke): #", text)
+    style = (Path(svg.__file__).parent / "style.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"(--[a-z]+): (#[0-9a-f]{6})", part)) for part in style.split("@media")[:2])
+    found = [
+        dict(re.findall(r"(--[a-z]+): (#[0-9a-f]{6})", part)) for part in text[: text.index("</style>")].split("@media")
+    ]
+    assert set(found[0]) == set(found[1]) == {"--paper", *(name[4:-1] for name in svg.VARIABLES.values())}
+    assert found[0].items() <= light.items()
+    assert found[1].items() <= dark.items()
 
 
 def test_the_probe_shows_every_look():

@@ -80,3 +80,9 @@ def test_duration_and_counted():
     assert words.duration(252) == "4.2 min"  # 252 / 60
     assert words.counted(1, "benchmark") == "1 benchmark"
     assert words.counted(1200, "benchmark") == "1,200 benchmarks"
+
+
+def test_sizes_and_lists():
+    assert words.gibibytes(2.5 * 2**30) == "2.50 GiB"
+    assert words.listed(["a", "b", "c"], 3) == "a, b, c"
+    assert words.listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"

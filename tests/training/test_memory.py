@@ -194,3 +194,13 @@ def test_available_memory_is_what_the_kernel_or_the_container_says(
     assert memory.available_bytes() == 1000 * 1024
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "absent")
     assert memory.available_bytes() == 0
+
+
+@pytest.mark.skipif(
+    not memory.CLEAR_REFS.is_file() or torch.cuda.is_available(), reason="only Linux forgets a process's peak"
+)
+def test_a_peak_is_forgotten() -> None:
+    torch.zeros(64 * 2**20)  # 256 MiB, touched and let go
+    before = memory.peak_memory_bytes()
+    memory.forget_peak_memory()
+    assert memory.peak_memory_bytes() < before - 128 * 2**20

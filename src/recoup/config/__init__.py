@@ -18,29 +18,22 @@ from recoup.config.degrade import (
     SparseGPT,
     Wanda,
 )
-from recoup.config.recover import (
-    SELF_TEACHERS,
-    Bootstrap,
-    Divergence,
-    Guards,
-    HiddenStates,
-    Memory,
-    Probe,
-    Recover,
-    Rollout,
-    Teachers,
-    Term,
-    Train,
-)
+from recoup.config.methods import FREE, METHODS, Method
+from recoup.config.objective import SELF_TEACHERS, Divergence, HiddenStates, Term
+from recoup.config.recover import Bootstrap, Budget, Guards, Memory, Probe, Recover, Rollout, Teachers, Train
 from recoup.config.run import Diagnose, Evaluate, Export, RunConfig
+from recoup.config.sweep import Injury, Sweep
 from recoup.config.triage import FREE_REPAIRS, FreeRepair, History, Triage
 
 __all__ = [
+    "FREE",
     "FREE_REPAIRS",
+    "METHODS",
     "SELF_TEACHERS",
     "SFT",
     "AttentionHeads",
     "Bootstrap",
+    "Budget",
     "Calibrated",
     "Degrade",
     "Depth",
@@ -54,8 +47,10 @@ __all__ = [
     "Guards",
     "HiddenStates",
     "History",
+    "Injury",
     "Magnitude",
     "Memory",
+    "Method",
     "Probe",
     "Quantize",
     "Recover",
@@ -63,6 +58,7 @@ __all__ = [
     "RunConfig",
     "Sparse",
     "SparseGPT",
+    "Sweep",
     "Teachers",
     "Term",
     "Train",

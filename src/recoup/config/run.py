@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from recoup.config.degrade import Degrade
+from recoup.config.methods import Method, derived, not_possible, task_rows
 from recoup.config.node import Node, NonNegative
 from recoup.config.recover import Recover
 
@@ -32,7 +33,14 @@ class Evaluate(Node):
     tasks: tuple[str, ...] = Field(
         ("hellaswag", "arc_easy", "piqa"), description="Tasks of `recoup ls tasks`, or any other task of lm-eval."
     )
-    limit: PositiveInt | None = Field(None, description="Items per task, chosen by the seed; all when null.")
+    limit: PositiveInt | None = Field(None, description="Items per task, chosen by evaluate.seed; all when null.")
+    limits: dict[str, PositiveInt] = Field(
+        {}, description="Items of single tasks in place of `limit`: fewer where a task writes long answers."
+    )
+    max_new_tokens: PositiveInt | None = Field(
+        None,
+        description="Longest answer that a task may ask for, tokens: scores are then not the task's own. Null: as it asks.",
+    )
     batch_tokens: PositiveInt = Field(8192, description="Tokens per forward pass, pads included.")
     data: str | None = Field(
         None, description="Folder with the files that tasks such as tooluse and ifeval name; `$VARIABLES` are expanded."
@@ -46,11 +54,23 @@ class Evaluate(Node):
         64, description="Held-out prompts; the reference writes a completion to each."
     )
     fidelity_tokens: PositiveInt = Field(64, description="Length of those completions, tokens.")
+    seed: NonNegative = Field(
+        0,
+        description="Chooses items and held-out prompts, apart from the run's seed: all seeds are scored on the same.",
+    )
     num_bootstrap: PositiveInt = Field(2000, description="Paired bootstrap resamples for the 95% intervals.")
     reference: str | None = Field(
         None,
         description="What is compared with: `model`, or the type of a degrade step. Null: the state before the last injury.",
     )
+
+    def limit_of(self, task: str) -> int | None:
+        """Items of a task; null: all."""
+        return self.limits.get(task, self.limit)
+
+    def new_tokens(self, asked: int) -> int:
+        """Longest answer, tokens, where the task asks for `asked`."""
+        return min(asked, self.max_new_tokens or asked)
 
 
 class Export(Node):
@@ -91,6 +111,16 @@ class RunConfig(Node):
     seed: NonNegative = Field(0, description="Seeds every random choice of the run.")
     degrade: tuple[Degrade, ...] = Field((), description="Injuries, in order.")
     diagnose: Diagnose = Field(Diagnose(), description="Diagnosis before and after.")
+    method: Method = Field(
+        "onpolicy", description="What repairs: on-policy self-distillation, or a baseline; see `recoup ls methods`."
+    )
+    task_file: str | None = Field(
+        None,
+        description=(
+            "JSONL rows with prompts and answers of the task, which sft, sft_kl, replay and sdft train on. Null: the train_file "
+            "of the last `sft` step of degrade."
+        ),
+    )
     recover: Recover = Field(Recover(), description="The repair.")
     evaluate: Evaluate = Field(Evaluate(), description="The proof.")
 
@@ -108,7 +138,14 @@ class RunConfig(Node):
             raise ValueError(
                 f"evaluate.reference {self.evaluate.reference!r} is not a state of this run; known: {', '.join(sorted(known))}"
             )
+        if reason := not_possible(self.method, self.recover, self.task_file, self.degrade):
+            raise ValueError(reason)
         return self
+
+    @property
+    def repair(self) -> Recover:
+        """The settings of the repair, as `method` makes them of `recover`."""
+        return derived(self.method, self.recover, task_rows(self.task_file, self.degrade))
 
     @property
     def before_last_injury(self) -> str:

@@ -57,6 +57,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def describe_methods() -> dict[str, str]:
+def describe_injuries() -> dict[str, str]:
     """One line per method, by the `type` a config names it with."""
     return {name: method.description for name, method in METHODS.items()}

@@ -148,6 +148,6 @@ def _tasks(pair: _Pair, progress: Progress) -> tuple[TaskComparison, ...]:
     """Benchmarks of both models, paired by item."""
     if not pair.config.tasks:
         return ()
-    config = Evaluate(tasks=pair.config.tasks, limit=pair.config.limit, data=pair.config.data)
-    reference, damaged = (score(model, config, pair.seed, progress).tasks for model in (pair.teacher, pair.student))
+    config = Evaluate(tasks=pair.config.tasks, limit=pair.config.limit, data=pair.config.data, seed=pair.seed)
+    reference, damaged = (score(model, config, progress).tasks for model in (pair.teacher, pair.student))
     return compare(reference, damaged, None, num_bootstrap=NUM_BOOTSTRAP, seed=pair.seed)

@@ -50,7 +50,7 @@ def read_rows(task: ChatTask, data: str | None) -> list[Row]:
     return rows
 
 
-def score(model: LanguageModel, task: ChatTask, config: Evaluate, seed: int, report: Report = silent) -> TaskItems:
+def score(model: LanguageModel, task: ChatTask, config: Evaluate, report: Report = silent) -> TaskItems:
     """One model on one task.
 
     Raises:
@@ -58,9 +58,9 @@ def score(model: LanguageModel, task: ChatTask, config: Evaluate, seed: int, rep
         SourceError: the model has no chat template.
     """
     rows = read_rows(task, config.data)
-    chosen = choose(len(rows), config.limit, seed, task.name)
+    chosen = choose(len(rows), config.limit_of(task.name), config.seed, task.name)
     prompts = [prompt_ids(model.tokenizer, task.messages(rows[number])) for number in chosen]
-    texts = complete(model, prompts, Sampling(task.max_tokens), config.batch_tokens, report)
+    texts = complete(model, prompts, Sampling(config.new_tokens(task.max_tokens)), config.batch_tokens, report)
     grades = [task.grade(rows[number], text) for number, text in zip(chosen, texts, strict=True)]
     samples = [
         {

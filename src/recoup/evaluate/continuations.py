@@ -1,13 +1,14 @@
-"""Log-likelihoods of continuations, fast: a context that several continuations share is read once.
+"""Log-likelihoods of continuations, fast: what several continuations share is read once.
 
-Multiple-choice benchmarks ask for log p(answer | context) of a few answers per context. The contexts go through the
-backbone without the head, padded on the left, into a KV cache; then the answers, padded on the right, go through the whole
-model over rows of that cache, its head narrowed to real tokens. So the head (a large part of a small model) sees answers
-alone, and whatever an architecture does around it (soft caps, scales) is its own code. Equal inputs, as before the letters
-of MMLU, are run once. The log-softmax is float32 whatever the model's type.
+Multiple-choice benchmarks ask for log p(answer | context) of a few answers per context. The contexts, padded on the left, go
+into a KV cache (what all of them begin with, such as worked examples, as one row); their last logits score the first token
+of every answer. What is left of the answers, padded on the right, goes over rows of that cache, so answers of one token,
+such as the letters of MMLU, need no second pass. Only hidden states whose logits are read enter the head (a large part of a
+small model), and whatever an architecture does around it (soft caps, scales) is its own code. Equal inputs are run once. The
+log-softmax is float32 whatever the model's type, on as many logits at a time as stay in the processor's cache.
 
-Shapes: C contexts, B answers (rows) in a batch, P padded context tokens, T padded answer tokens, N real
-answer tokens, M scored tokens, V vocabulary.
+Shapes: C contexts, B answers (rows) in a batch, P padded context tokens, T padded tokens of a pass, S all columns that it
+attends to, N positions whose logits are read, M scored tokens, V vocabulary.
 """
 
 import copy
@@ -21,23 +22,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from recoup.divergence.chunks import blocks
 from recoup.errors import DataError
 from recoup.evaluate.items import Report, silent
 from recoup.models.load import LanguageModel
 from recoup.models.logits import output_head
 from recoup.models.sample import pad_id, position_ids
 
-LOGITS_TOKENS = 2048  # answer tokens whose logits are held at once: 0.6 GB in bf16 for a vocabulary of 152k
-SOFTMAX_TOKENS = 256  # of those, how many in float32 at once
+LOGITS_TOKENS = 2048  # positions whose logits are held at once: 0.6 GB in bf16 for a vocabulary of 152k
 SAME_WIDTH = 0.75  # a batch ends where a quarter would be pads,
 SMALLEST_RUN = 8  # unless it were this small
+LEAST_SHARED = 32  # tokens that all contexts must begin with before they are read once for all
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation: token ids
+Answer = tuple[float, bool]  # log p in nats, whether greedy decoding would write it
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One input of the second pass: the last context token and the continuation without its own last token."""
+    """One input of the second pass: a continuation without its last token."""
 
     context: int  # its place in the cache
     tokens: tuple[int, ...]
@@ -46,15 +49,24 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Prefix:
-    """Contexts without their last token, as a cache."""
+    """Contexts as a cache."""
 
     cache: DynamicCache
     attention_CP: Bool[Tensor, "C P"]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What to read off a pass's logits: `targets` of a pair, at as many positions from `start` on."""
+
+    pair: int
+    start: int
+    targets: tuple[int, ...]
+
+
 def continuation_logp(
     model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int, report: Report = silent
-) -> list[tuple[float, bool]]:
+) -> list[Answer]:
     """Find log p(continuation | context) in nats, and whether greedy decoding would write the continuation.
 
     Args:
@@ -67,20 +79,32 @@ def continuation_logp(
         DataError: a continuation is longer than the model's context.
     """
     fitted = [_fit(pair, context_length(model)) for pair in pairs]
-    answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)  # what an empty continuation gets
+    continuations = [continuation for _, continuation in fitted]
+    answers: list[Answer] = [(0.0, True)] * len(pairs)  # what an empty continuation gets
     by_context: dict[tuple[int, ...], list[int]] = {}
     for index, (context, continuation) in enumerate(fitted):
         if continuation:
             by_context.setdefault(context, []).append(index)
     done = len(pairs) - sum(map(len, by_context.values()))
     ordered = sorted(by_context, key=len, reverse=True)
-    for run in _runs([len(context) for context in ordered], lambda longest: batch_tokens // longest):
-        contexts = ordered[run]
-        prefix = _read(model, [context[:-1] for context in contexts])
-        for rows in _row_batches(contexts, by_context, fitted, batch_tokens):
-            for index, answer in _score(model, prefix, rows, fitted):
-                answers[index] = answer
-            done += sum(len(row.pairs) for row in rows)
+    opening = _opening(model, ordered)
+    opened = opening.attention_CP.shape[1]
+    widths = [len(context) - opened for context in ordered]
+    for run in _runs(widths, lambda widest: min(batch_tokens // (opened + widest), LOGITS_TOKENS)):
+        members = [by_context[context] for context in ordered[run]]
+        firsts = [(i, place) for place, indices in enumerate(members) for i in indices]
+        prefix, logits_CV = _read(model, opening, ordered[run])
+        _score(answers, logits_CV, [_Wanted(i, place, continuations[i][:1]) for i, place in firsts])
+        del logits_CV  # before those of the second pass are made
+        done += sum(len(continuations[i]) == 1 for i, _ in firsts)
+        report(done, len(pairs))
+        for rows in _row_batches(members, continuations, prefix.attention_CP.shape[1], batch_tokens):
+            starts = accumulate((len(row.tokens) for row in rows), initial=0)
+            rest = [
+                _Wanted(i, at, continuations[i][1:]) for at, row in zip(starts, rows, strict=False) for i in row.pairs
+            ]
+            _score(answers, _continue(model, prefix, rows), rest)
+            done += len(rest)
             report(done, len(pairs))
     return answers
 
@@ -118,76 +142,94 @@ def _runs(widths: Sequence[int], room: Callable[[int], int]) -> Iterator[slice]:
 
 
 def _row_batches(
-    contexts: Sequence[tuple[int, ...]],
-    by_context: dict[tuple[int, ...], list[int]],
-    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-    batch_tokens: int,
+    members: Sequence[Sequence[int]], continuations: Sequence[tuple[int, ...]], cached: int, batch_tokens: int
 ) -> Iterator[list[_Row]]:
-    """The inputs over these contexts, equal ones merged, the longest first."""
+    """What is left of the continuations of each context, equal inputs merged, the longest first; `cached` columns each."""
     merged: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for place, context in enumerate(contexts):
-        for index in by_context[context]:
-            merged.setdefault((place, (context[-1], *pairs[index][1][:-1])), []).append(index)
+    for place, indices in enumerate(members):
+        for index in indices:
+            if len(continuations[index]) > 1:
+                merged.setdefault((place, continuations[index][:-1]), []).append(index)
     rows = [_Row(place, tokens, tuple(indices)) for (place, tokens), indices in merged.items()]
     rows.sort(key=lambda row: len(row.tokens), reverse=True)
-    cached = len(contexts[0]) - 1
     widths = [len(row.tokens) for row in rows]
     for run in _runs(widths, lambda widest: min(batch_tokens // (cached + widest), LOGITS_TOKENS // widest)):
         yield rows[run]
 
 
 @torch.inference_mode()
-def _read(model: LanguageModel, contexts: Sequence[tuple[int, ...]]) -> _Prefix:
-    """Fill a cache with contexts, padded on the left so that what follows them is adjacent to them."""
-    tokens_CP, attention_CP = _padded(contexts, pad_id(model), left=True)
+def _opening(model: LanguageModel, contexts: Sequence[tuple[int, ...]]) -> _Prefix:
+    """What all contexts begin with, such as the examples before each question, as a cache of one row; often nothing.
+
+    Pads come after it, and where a layer has a sliding window, which counts pads, they would push it out: nothing then.
+    """
     cache = DynamicCache(config=model.model.config)
-    attention_CP = attention_CP.to(model.device)
-    if tokens_CP.shape[1]:
-        model.model.base_model(
-            tokens_CP.to(model.device),
-            attention_mask=attention_CP.long(),
-            position_ids=position_ids(attention_CP),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return _Prefix(cache, attention_CP)
+    length = 0 if any(cache.is_sliding) or not contexts[1:] else _num_shared(contexts)
+    shared_1P = torch.tensor([contexts[0][:length] if contexts else ()], dtype=torch.long, device=model.device)
+    attention_1P = torch.ones_like(shared_1P, dtype=torch.bool)
+    if length:
+        _logits(model, shared_1P, attention_1P, cache, torch.zeros_like(attention_1P))
+    return _Prefix(cache, attention_1P)
+
+
+def _num_shared(contexts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all contexts begin with, less than the shortest has; 0 where they are too few for a pass of their own."""
+    least, most = min(contexts), max(contexts)  # what these share, all that lie between them share
+    equal = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
+    length = min(equal, min(map(len, contexts)) - 1)
+    return length if length >= LEAST_SHARED else 0
 
 
 @torch.inference_mode()
-def _score(
-    model: LanguageModel,
-    prefix: _Prefix,
-    rows: Sequence[_Row],
-    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-) -> Iterator[tuple[int, tuple[float, bool]]]:
-    """Score the pairs of `rows`: (pair, (log p, greedy))."""
+def _read(
+    model: LanguageModel, opening: _Prefix, contexts: Sequence[tuple[int, ...]]
+) -> tuple[_Prefix, Float[Tensor, "C V"]]:
+    """A cache of contexts, padded on the left of what follows the opening; and the logits after them."""
+    num_read = opening.attention_CP.shape[1]
+    rest = [context[num_read:] for context in contexts]
+    tokens_CT, real_CT = (x.to(model.device) for x in _padded(rest, pad_id(model), left=True))
+    attention_CP = torch.cat([opening.attention_CP.expand(len(rest), -1), real_CT], dim=1)
+    cache = _rows_of(opening.cache, torch.zeros(len(rest), dtype=torch.long, device=model.device))
+    last_CT = torch.zeros_like(real_CT)
+    last_CT[:, -1] = True
+    return _Prefix(cache, attention_CP), _logits(model, tokens_CT, attention_CP, cache, last_CT)
+
+
+@torch.inference_mode()
+def _continue(model: LanguageModel, prefix: _Prefix, rows: Sequence[_Row]) -> Float[Tensor, "N V"]:
+    """The logits after every token of `rows`, row by row."""
     tokens_BT, real_BT = (x.to(model.device) for x in _padded([row.tokens for row in rows], pad_id(model), left=False))
     places_B = torch.tensor([row.context for row in rows], device=model.device)
-    attention = torch.cat([prefix.attention_CP[places_B], real_BT], dim=1)
-    with _head_at(model, real_BT):
-        logits_NV = model.model(
+    attention_BS = torch.cat([prefix.attention_CP[places_B], real_BT], dim=1)
+    return _logits(model, tokens_BT, attention_BS, _rows_of(prefix.cache, places_B), real_BT)
+
+
+def _logits(
+    model: LanguageModel,
+    tokens_BT: Int[Tensor, "B T"],
+    attention_BS: Bool[Tensor, "B S"],
+    cache: DynamicCache,
+    wanted_BT: Bool[Tensor, "B T"],
+) -> Float[Tensor, "N V"]:
+    """The logits at `wanted_BT`; the cache grows by the tokens, which are the last columns of `attention_BS`."""
+    with _head_at(model, wanted_BT):
+        output = model.model(
             tokens_BT,
-            attention_mask=attention.long(),
-            position_ids=position_ids(attention)[:, -tokens_BT.shape[1] :],
-            past_key_values=_rows_of(prefix.cache, places_B),
+            attention_mask=attention_BS.long(),
+            position_ids=position_ids(attention_BS)[:, -tokens_BT.shape[1] :],
+            past_key_values=cache,
             use_cache=True,
-        ).logits[0]
-    starts = [0, *accumulate(len(row.tokens) for row in rows)]
-    scored = [(start, index) for start, row in zip(starts, rows, strict=False) for index in row.pairs]
-    lengths = [len(pairs[index][1]) for _, index in scored]
-    positions_M = torch.cat([start + torch.arange(length) for (start, _), length in zip(scored, lengths, strict=True)])
-    targets_M = torch.tensor([token for _, index in scored for token in pairs[index][1]])
-    logp_M, greedy_M = _token_logp(logits_NV, positions_M.to(model.device), targets_M.to(model.device))
-    for (_, index), logp, greedy in zip(scored, logp_M.split(lengths), greedy_M.split(lengths), strict=True):
-        yield index, (float(logp.sum()), bool(greedy.all()))
+        )
+    logits_NV: Tensor = output.logits[0]
+    return logits_NV
 
 
 @contextmanager
-def _head_at(model: LanguageModel, real_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
-    """While open, the model's head sees the real tokens only, as one row: pads cost no logits."""
+def _head_at(model: LanguageModel, wanted_BT: Bool[Tensor, "B T"]) -> Iterator[None]:
+    """While open, the model's head sees the wanted positions only, as one row: no others cost logits."""
 
     def narrow(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0][real_BT][None],)
+        return (inputs[0][wanted_BT][None],)
 
     hook = output_head(model.model).register_forward_pre_hook(narrow)
     try:
@@ -196,13 +238,24 @@ def _head_at(model: LanguageModel, real_BT: Bool[Tensor, "B T"]) -> Iterator[Non
         hook.remove()
 
 
+def _score(answers: list[Answer], logits_NV: Float[Tensor, "N V"], wanted: Sequence[_Wanted]) -> None:
+    """Add what these logits say to the answers."""
+    lengths = [len(one.targets) for one in wanted]
+    positions_M = torch.cat([torch.arange(one.start, one.start + len(one.targets)) for one in wanted])
+    targets_M = torch.tensor([target for one in wanted for target in one.targets])
+    logp_M, greedy_M = _token_logp(logits_NV, positions_M.to(logits_NV.device), targets_M.to(logits_NV.device))
+    for one, logp, greedy in zip(wanted, logp_M.split(lengths), greedy_M.split(lengths), strict=True):
+        before, still = answers[one.pair]
+        answers[one.pair] = before + float(logp.sum()), still and bool(greedy.all())
+
+
 def _token_logp(
     logits_NV: Float[Tensor, "N V"], positions_M: Int[Tensor, " M"], targets_M: Int[Tensor, " M"]
 ) -> tuple[Float[Tensor, " M"], Bool[Tensor, " M"]]:
     """Find log p of each target at its position, and whether none is likelier; on the CPU, in float32."""
     logp, greedy = [], []
-    for positions, targets in zip(positions_M.split(SOFTMAX_TOKENS), targets_M.split(SOFTMAX_TOKENS), strict=True):
-        chosen = logits_NV[positions].float()
+    for block in blocks(len(targets_M), logits_NV.shape[1], logits_NV.device):
+        chosen, targets = logits_NV[positions_M[block]].float(), targets_M[block]
         logp.append(-nn.functional.cross_entropy(chosen, targets, reduction="none"))
         greedy.append(chosen.gather(1, targets[:, None])[:, 0] >= chosen.amax(-1))
     return torch.cat(logp).cpu(), torch.cat(greedy).cpu()
@@ -226,4 +279,4 @@ def _padded(
     lengths_B1 = torch.tensor([[len(sequence)] for sequence in sequences])
     places_1T = torch.arange(width)[None]
     real = places_1T >= width - lengths_B1 if left else places_1T < lengths_B1
-    return torch.tensor(tokens, dtype=torch.long).reshape(len(sequences), width), real
+    return torch.tensor(tokens, dtype=torch.long), real

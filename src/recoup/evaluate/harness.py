@@ -33,7 +33,7 @@ DATA_SEED = 0  # lm-eval's default: some tasks shuffle their answers while loadi
 CACHED_TASKS = 8
 
 
-def score(model: LanguageModel, task: str, config: Evaluate, seed: int, report: Report = silent) -> TaskItems:
+def score(model: LanguageModel, task: str, config: Evaluate, report: Report = silent) -> TaskItems:
     """One model on one lm-eval task.
 
     Raises:
@@ -41,7 +41,7 @@ def score(model: LanguageModel, task: str, config: Evaluate, seed: int, report: 
         ConfigError: the task needs images or runs code that a model wrote.
     """
     members = load_task(task)
-    chosen = _chosen(members, config.limit, seed, task)
+    chosen = _chosen(members, config.limit_of(task), config.seed, task)
     with _quiet():
         for name, ids in chosen.items():
             members[name].build_all_requests(samples=set(ids))
@@ -124,13 +124,16 @@ def _read(file: Path) -> Dataset:
 
 
 def _prepare(task: Task) -> None:
-    """What lm-eval does between loading and running a task, and its documents processed once instead of at each use."""
+    """What lm-eval does between loading and running a task, and its documents made once.
+
+    lm-eval walks through all of them several times a run, however few are scored, and rows of a data set are slow to make.
+    """
     if task.get_config("num_fewshot") is None:
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(FEWSHOT_SEED)
-    if getattr(task.config, "process_docs", None) is not None:
-        split = task.config.test_split or task.config.validation_split
-        task.dataset = {split: task.task_docs}
+    split = task.config.test_split or task.config.validation_split
+    if isinstance(task.dataset, dict) and split in task.dataset:
+        task.dataset = {**task.dataset, split: list(task.eval_docs)}
         task.set_config("process_docs", None)
 
 

@@ -80,7 +80,7 @@ def read_rows(data: str | None) -> list[Row]:
     return rows
 
 
-def score(model: LanguageModel, config: Evaluate, seed: int, report: Report = silent) -> TaskItems:
+def score(model: LanguageModel, config: Evaluate, report: Report = silent) -> TaskItems:
     """One model: every function written greedily, then run.
 
     Raises:
@@ -88,7 +88,7 @@ def score(model: LanguageModel, config: Evaluate, seed: int, report: Report = si
     """
     check_allowed(TASK.name, config.allow_code)
     rows = read_rows(config.data)
-    chosen = choose(len(rows), config.limit, seed, TASK.name)
+    chosen = choose(len(rows), config.limit_of(TASK.name), config.seed, TASK.name)
     chats = model.tokenizer.chat_template not in (None, PLAIN_TEMPLATE)
     prompts = [
         prompt_ids(model.tokenizer, _messages(rows[number]))
@@ -96,7 +96,7 @@ def score(model: LanguageModel, config: Evaluate, seed: int, report: Report = si
         else list(model.tokenizer(rows[number]["prompt"]).input_ids)
         for number in chosen
     ]
-    texts = complete(model, prompts, Sampling(MAX_TOKENS), config.batch_tokens, report)
+    texts = complete(model, prompts, Sampling(config.new_tokens(MAX_TOKENS)), config.batch_tokens, report)
     bodies = [
         (answered if chats else continued)(rows[number], text) for number, text in zip(chosen, texts, strict=True)
     ]

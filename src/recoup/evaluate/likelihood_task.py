@@ -41,16 +41,14 @@ class LikelihoodTask(FileTask):
     items: Callable[[LanguageModel, Path], list[Item]]
 
 
-def score(
-    model: LanguageModel, task: LikelihoodTask, config: Evaluate, seed: int, report: Report = silent
-) -> TaskItems:
+def score(model: LanguageModel, task: LikelihoodTask, config: Evaluate, report: Report = silent) -> TaskItems:
     """One model on one task.
 
     Raises:
         DataError: the file is missing or malformed, or a continuation does not fit the model's context.
     """
     items = task.items(model, data_file(task, config.data))
-    numbers = choose(len(items), config.limit, seed, task.name)
+    numbers = choose(len(items), config.limit_of(task.name), config.seed, task.name)
     chosen = [items[number] for number in numbers]
     answers = iter(continuation_logp(model, [p for item in chosen for p in item.pairs], config.batch_tokens, report))
     answered = [(item, [next(answers) for _ in item.pairs]) for item in chosen]

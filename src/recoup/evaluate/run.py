@@ -37,7 +37,6 @@ class EvaluateInputs:
     reference: str
     degraded: str
     recovered: str | None = None
-    seed: int = 0
     chat_template: str | Path | None = None
     split: Split = "held_out"
     dtype: torch.dtype = torch.bfloat16
@@ -71,6 +70,9 @@ def run(config: Evaluate, inputs: EvaluateInputs, folder: Path, progress: Progre
     scores = {"reference": stage.score("reference", reference, None)}
     texts = {"reference": _decoded(reference, held_out.said.rollouts)}
     for state, name in students.items():
+        if state == "recovered" and name == inputs.degraded:  # nothing was repaired
+            scores[state], texts[state] = stage.again(state, scores["degraded"]), texts["degraded"]
+            continue
         model = stage.load(name)
         scores[state] = stage.score(state, model, held_out)
         texts[state] = stage.generations(model, held_out)
@@ -78,7 +80,7 @@ def run(config: Evaluate, inputs: EvaluateInputs, folder: Path, progress: Progre
     return stage.finish(scores, _side_by_side(held_out.prompts, texts), time.perf_counter() - started)
 
 
-def score(model: str | LanguageModel, config: Evaluate, seed: int = 0, progress: Progress | None = None) -> ModelScores:
+def score(model: str | LanguageModel, config: Evaluate, progress: Progress | None = None) -> ModelScores:
     """One model alone on the tasks of `config`; nothing is compared and nothing written.
 
     Raises:
@@ -89,7 +91,7 @@ def score(model: str | LanguageModel, config: Evaluate, seed: int = 0, progress:
     started = time.perf_counter()
     check_tasks(config.tasks, config.data, allow_code=config.allow_code)
     loaded = load(model, dtype=torch.bfloat16) if isinstance(model, str) else model
-    tasks = tuple(score_task(loaded, task, config, seed, _report(progress, task)) for task in config.tasks)
+    tasks = tuple(score_task(loaded, task, config, _report(progress, task)) for task in config.tasks)
     return ModelScores(model=loaded.name, tasks=tasks, seconds=time.perf_counter() - started)
 
 
@@ -107,7 +109,7 @@ class _Stage:
 
     def held_out(self, reference: LanguageModel) -> _HeldOut:
         count = self.config.num_fidelity_prompts
-        found = load_prompts(self.config.fidelity_prompts, reference, count, self.inputs.seed, self.inputs.split)
+        found = load_prompts(self.config.fidelity_prompts, reference, count, self.config.seed, self.inputs.split)
         prompts = fitting(found, MAX_PROMPT_TOKENS)
         longest = max(len(prompt.ids) for prompt in prompts) + self.config.fidelity_tokens
         settings = Sampling(self.config.fidelity_tokens, batch_size=max(1, self.config.batch_tokens // longest))
@@ -118,16 +120,21 @@ class _Stage:
         """Score and write one model; fidelity is measured where there are held-out rollouts of a reference."""
         started = time.perf_counter()
         tasks = tuple(self._task(state, model, task) for task in self.config.tasks)
-        bootstrap = {"num_bootstrap": self.config.num_bootstrap, "seed": self.inputs.seed}
+        bootstrap = {"num_bootstrap": self.config.num_bootstrap, "seed": self.config.seed}
         fidelity = held_out and token_values(held_out.said, model).damage(**bootstrap)
         scores = ModelScores(model=model.name, tasks=tasks, fidelity=fidelity, seconds=time.perf_counter() - started)
         write_text(result_path(self.folder / state), scores.model_dump_json(indent=2) + "\n")
         return scores
 
+    def again(self, state: str, scores: ModelScores) -> ModelScores:
+        """Write the scores of another state, which is the same model."""
+        write_text(result_path(self.folder / state), scores.model_dump_json(indent=2) + "\n")
+        return scores
+
     def _task(self, state: str, model: LanguageModel, task: str) -> TaskItems:
-        key = score_key(model.name, self.config, self.inputs.seed, self.inputs.dtype, self.inputs.chat_template)
+        key = score_key(model.name, self.config, self.inputs.dtype, self.inputs.chat_template)
         report = _report(self.progress, f"{state}: {task}")
-        score_now = partial(score_task, model, task, self.config, self.inputs.seed, report)
+        score_now = partial(score_task, model, task, self.config, report)
         return stored_or_scored(self.folder / state / f"{task}.json", {**key, "task": task}, score_now)
 
     def generations(self, model: LanguageModel, held_out: _HeldOut) -> list[str]:
@@ -148,7 +155,7 @@ class _Stage:
                 scores["degraded"].tasks,
                 None if recovered is None else recovered.tasks,
                 num_bootstrap=self.config.num_bootstrap,
-                seed=self.inputs.seed,
+                seed=self.config.seed,
             ),
             degraded_fidelity=degraded_fidelity,
             recovered_fidelity=recovered and recovered.fidelity,

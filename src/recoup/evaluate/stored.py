@@ -35,15 +35,15 @@ def fingerprint(model: str) -> list[Any]:
     return [str(path.resolve()), [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
 
 
-def score_key(
-    model: str, config: Evaluate, seed: int, dtype: torch.dtype, chat_template: str | Path | None
-) -> dict[str, Any]:
+def score_key(model: str, config: Evaluate, dtype: torch.dtype, chat_template: str | Path | None) -> dict[str, Any]:
     """Everything but the task that decides a model's scores, as JSON values."""
     return {
         "format": FORMAT,
         "model": fingerprint(model),
         "limit": config.limit,
-        "seed": seed,
+        "limits": config.limits,
+        "max_new_tokens": config.max_new_tokens,
+        "seed": config.seed,
         "data": config.data,
         "dtype": str(dtype),
         "chat_template": None if chat_template is None else str(chat_template),

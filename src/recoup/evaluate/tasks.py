@@ -66,7 +66,7 @@ def check_tasks(names: Iterable[str], data: str | None, *, allow_code: bool = Fa
             raise ConfigError(unknown_name("task", name, {*known_tasks(), *_harness().known_names()}))
 
 
-def score_task(model: LanguageModel, name: str, config: Evaluate, seed: int, report: Report = silent) -> TaskItems:
+def score_task(model: LanguageModel, name: str, config: Evaluate, report: Report = silent) -> TaskItems:
     """One model on one task.
 
     Raises:
@@ -74,15 +74,15 @@ def score_task(model: LanguageModel, name: str, config: Evaluate, seed: int, rep
     """
     task = _file_task(name, config.data)
     if isinstance(task, ChatTask):
-        found = chat_task.score(model, task, config, seed, report)
+        found = chat_task.score(model, task, config, report)
         if name not in PUBLISHED:
             return found
         return found.model_copy(update={"ceilings": published.ceilings(task, chat_task.read_rows(task, config.data))})
     if isinstance(task, LikelihoodTask):
-        return likelihood_task.score(model, task, config, seed, report)
+        return likelihood_task.score(model, task, config, report)
     if name == humaneval.TASK.name:
-        return humaneval.score(model, config, seed, report)
-    result: TaskItems = _harness().score(model, name, config, seed, report)
+        return humaneval.score(model, config, report)
+    result: TaskItems = _harness().score(model, name, config, report)
     return result
 
 

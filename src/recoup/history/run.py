@@ -102,14 +102,14 @@ class _Scorer:
 
     def items(self, name: str, load_model: Callable[[], LanguageModel]) -> tuple[TaskItems, ...]:
         """A checkpoint on every capability; it is loaded only if a score is not stored yet."""
-        evaluate = Evaluate(limit=self.config.limit, data=self.config.data)
-        key = score_key(name, evaluate, self.inputs.seed, self.inputs.dtype, self.inputs.chat_template)
+        evaluate = Evaluate(limit=self.config.limit, data=self.config.data, seed=self.inputs.seed)
+        key = score_key(name, evaluate, self.inputs.dtype, self.inputs.chat_template)
         model = functools.cache(load_model)
 
         def one(capability: Capability) -> TaskItems:
             file = self.output / "scores" / _slug(name) / f"{_slug(capability.name)}.json"
             own = {**key, "task": capability.name, "rows": list(capability.item_ids)}
-            return stored_or_scored(file, own, lambda: score(model(), capability, evaluate, self.inputs.seed))
+            return stored_or_scored(file, own, lambda: score(model(), capability, evaluate))
 
         return tuple(one(capability) for capability in self.capabilities)
 

@@ -78,16 +78,14 @@ def capabilities(
     return tasks + tuple(_group(config, group, student, share, seed) for group in groups)
 
 
-def score(model: LanguageModel, capability: Capability, config: Evaluate, seed: int) -> TaskItems:
+def score(model: LanguageModel, capability: Capability, config: Evaluate) -> TaskItems:
     """One model on one capability, a score an item.
 
     Raises:
         DataError: a benchmark's data cannot be had, or an answer does not fit the model's context.
         SourceError: the model has no chat template where a task needs it, or gives what is not a number.
     """
-    items = (
-        score_task(model, capability.name, config, seed) if capability.is_task else _answers(model, capability, config)
-    )
+    items = score_task(model, capability.name, config) if capability.is_task else _answers(model, capability, config)
     if not all(math.isfinite(value) for value in items.scores):
         raise SourceError(
             f"{model.name}: gives NaN or infinity on {capability.name}; its weights are broken, leave it out"

@@ -3,9 +3,11 @@
 Of every model its config alone is read; the machine is measured for two seconds.
 """
 
+import math
 from pathlib import Path
 
-from recoup.config import Recover, RunConfig
+from recoup.config import FREE, Recover, RunConfig
+from recoup.errors import ConfigError
 from recoup.plan.memory import passing, peak, resident
 from recoup.plan.past import past_runs
 from recoup.plan.rates import machine_rates
@@ -31,16 +33,21 @@ def run(config: RunConfig, results: Path | None = None) -> PlanResult:
     """Plan a run; beside it, how far off the same formulas are on the runs whose records lie in `results`.
 
     Raises:
+        ConfigError: the run's method trains nothing.
         SourceError: a model cannot be found, or its config not be read.
         StructureError: an injury that does not fit the model, or no blocks are found.
         DataError: a record in `results` cannot be read.
     """
+    if config.method in FREE:
+        raise ConfigError(f"method {config.method} trains nothing, so there is no step to plan; choose one that trains")
+    config = _as_trained(config)
     models, recover = models_of(config), config.recover
     parts, rates = memory_parts(models, recover), machine_rates(compute_dtype(recover))
     peak_bytes, phase = peak(parts)
     available = available_bytes()
     step = step_seconds(models, recover, rates)
     work = work_of(recover)
+    steps = steps_within(recover, work.rollouts * work.completion_tokens, step.total)
     return PlanResult(
         name=config.name,
         student=config.student or config.model,
@@ -55,8 +62,8 @@ def run(config: RunConfig, results: Path | None = None) -> PlanResult:
         rates=rates,
         step=step,
         completion_tokens_per_second=work.rollouts * work.completion_tokens / step.total,
-        steps=recover.steps,
-        total_seconds=recover.steps * step.total,
+        steps=steps,
+        total_seconds=steps * step.total,
         assumptions=assumptions_of(recover),
         past=past_runs(results, rates_of=machine_rates, predict=predict) if results and results.is_dir() else (),
     )
@@ -64,8 +71,23 @@ def run(config: RunConfig, results: Path | None = None) -> PlanResult:
 
 def predict(config: RunConfig, rates: MachineRates) -> tuple[int, StepTime]:
     """Peak bytes and seconds of a step."""
+    config = _as_trained(config)
     models = models_of(config)
     return predicted_peak(models, config.recover), step_seconds(models, config.recover, rates)
+
+
+def _as_trained(config: RunConfig) -> RunConfig:
+    """With the settings that its method trains with."""
+    return config.model_copy(update={"recover": config.repair})
+
+
+def steps_within(recover: Recover, tokens: float, seconds: float) -> int:
+    """Steps that the budget allows, where one takes so many tokens and seconds; the last one may go over."""
+    budget = recover.budget
+    if budget is None:
+        return recover.steps
+    limits = (budget.tokens, tokens), (budget.seconds, seconds)
+    return min(recover.steps, *(math.ceil(limit / each) for limit, each in limits if limit is not None))
 
 
 def predicted_peak(models: Models, recover: Recover) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(repair: "Repair", last: int, progress: Progress) -> None:
-    """Steps from the last checkpoint, or from the start, until `last` are taken or the looks say that it is enough.
+    """Steps from the last checkpoint, or from the start, until `last` are taken, the budget is spent or the looks say enough.
 
     Raises:
         TrainingError: the loss became NaN or the student collapsed, more often than `guards` allows.
@@ -32,7 +32,7 @@ def train(repair: "Repair", last: int, progress: Progress) -> None:
         if seen:
             log(trainer.position.step, seen)
             state.save_if_due()
-        while trainer.position.step < last and trainer.position.looks.stopped is None:
+        while trainer.position.step < last and not trainer.finished():
             metrics = _step(repair, record)
             if metrics is None:
                 state.go_back()

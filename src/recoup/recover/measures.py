@@ -30,6 +30,10 @@ class Clock:
             torch.cuda.synchronize()
         self.seconds[part] += time.perf_counter() - began
 
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
     def metrics(self) -> dict[str, float]:
         """As `metrics.jsonl` names them."""
         return {f"seconds_{part}": seconds for part, seconds in self.seconds.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from recoup.recover.balance import Balance, Ratio
 from recoup.recover.bootstrap import Phase
+from recoup.recover.budget import Spent
 from recoup.recover.collapse import Watch
 from recoup.recover.looks import Looks
 
@@ -20,6 +21,7 @@ class Position:
     balance: Balance = field(default_factory=Balance)
     ratio: Ratio = field(default_factory=Ratio)
     looks: Looks = field(default_factory=Looks)
+    spent: Spent = field(default_factory=Spent)
     roll_backs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -31,6 +33,7 @@ class Position:
             "balance": self.balance.to_dict(),
             "log_ratio": self.ratio.log_ratio,
             "looks": self.looks.to_dict(),
+            "spent": self.spent.to_dict(),
             "roll_backs": self.roll_backs,
         }
 
@@ -44,5 +47,6 @@ class Position:
             Balance.from_dict(saved["balance"]),
             Ratio(saved["log_ratio"]),
             Looks.from_dict(saved["looks"]),
+            Spent.from_dict(saved["spent"]),
             saved["roll_backs"],
         )

@@ -91,9 +91,10 @@ class Prober:
         return looks.after(self.settings, step, seen.token_kl, self._marks(seen, items)), record
 
     def _tasks(self, student: LanguageModel) -> dict[str, TaskItems]:
-        config = Evaluate(tasks=self.settings.tasks, limit=self.settings.limit, data=self.settings.data)
+        settings, seed = self.settings, self.seed + SEED_OFFSET
+        config = Evaluate(tasks=settings.tasks, limit=settings.limit, data=settings.data, seed=seed)
         with evaluating(student.model):
-            return {name: score_task(student, name, config, self.seed + SEED_OFFSET) for name in config.tasks}
+            return {name: score_task(student, name, config) for name in config.tasks}
 
     def _marks(self, seen: Seen, items: Mapping[str, TaskItems]) -> Marks:
         """What must not get worse: benchmarks, and the negative KL of each group's prompts, or of all prompts."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from recoup.config import Recover
+from recoup.config import Method, Recover
 from recoup.evaluate.tasks import check_tasks
 from recoup.models.load import LanguageModel, load
 from recoup.models.save import save
@@ -46,6 +46,7 @@ class RecoverInputs:
     teachers: tuple[str, ...]
     seed: int
     chat_template: str | Path | None = None
+    method: Method = "onpolicy"  # whose settings these are, for the record
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> Non
     steps = Record(folder).steps()
     stepper, probe = trainer.parts.stepper, trainer.config.probe
     result = RecoverResult(
+        method=inputs.method,
         student=inputs.student,
         teachers=inputs.teachers,
         checkpoint=str(folder / "checkpoint"),

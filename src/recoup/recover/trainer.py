@@ -96,7 +96,13 @@ class Trainer:
             **clock.metrics(),
         )
         self._move_on(step, vitals, sums)
+        seconds = self.parts.processes.sum([clock.total()])[0] / self.parts.processes.number
+        self.position = replace(self.position, spent=self.position.spent.after(num_tokens, seconds))
         return metrics, batch
+
+    def finished(self) -> bool:
+        """Whether a look said that it is enough, or the budget is spent."""
+        return self.position.looks.stopped is not None or self.position.spent.share(self.config.budget) >= 1
 
     def collapsed(self) -> str | None:
         """Which bound of the guards the last steps broke, in one sentence; null while all is well."""
@@ -154,7 +160,8 @@ class Trainer:
     def _update(self, step: int) -> tuple[float, float]:
         """The optimizer's step, and all that follows the student; returns learning rate and gradient norm."""
         slowed = self.config.guards.learning_rate_factor**self.position.roll_backs
-        rate = learning_rate(self._schedule, step) * slowed
+        spent = self.position.spent.share(self.config.budget)
+        rate = learning_rate(self._schedule, step, spent) * slowed
         norm = self.parts.stepper.step(rate)
         self.parts.compute.follow()
         after_step([term.teacher for term in self.parts.terms], step)

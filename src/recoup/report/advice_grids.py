@@ -11,6 +11,7 @@ from recoup.report.words import (
     DASH,
     counted,
     duration,
+    gibibytes,
     interval,
     number,
     percent,
@@ -18,8 +19,6 @@ from recoup.report.words import (
     significant_interval,
 )
 from recoup.results import CapabilityScore, CheckpointScores, HistoryResult, PastPrediction, Pilot, RepairTrial
-
-_GIBIBYTE = 2**30
 
 
 def repair_grid(repairs: Sequence[RepairTrial]) -> Grid:
@@ -64,7 +63,7 @@ def pilot_pairs(pilot: Pilot) -> dict[str, str]:
         "planned repair": f"{counted(pilot.planned_steps, 'step')}, {pilot.planned_tokens:,} completion tokens",
         "predicted recovered fraction of the token KL": percent_interval(pilot.recovered_fraction),
         "predicted time": duration(pilot.planned_seconds),
-        "predicted peak memory": f"{pilot.planned_memory_bytes / _GIBIBYTE:.2f} GiB",
+        "predicted peak memory": gibibytes(pilot.planned_memory_bytes),
     }
 
 

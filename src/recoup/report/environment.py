@@ -1,6 +1,8 @@
 """How the pages are rendered: jinja2 escapes all that models and data wrote, after control characters were made visible."""
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -25,6 +27,14 @@ def render(template: str, **values: object) -> str:
     )
     environment.filters |= {show.__name__: show for show in (number, probability, significant, tail, visible)}
     return environment.get_template(template).render(**values)
+
+
+def address(page: Path, beside: Path) -> str | None:
+    """Where `page` is, for a link in the page `beside`; null where there is no such page."""
+    if not page.is_file():
+        return None
+    way = os.path.relpath(page.resolve(), beside.parent.resolve())
+    return quote(Path(way).as_posix())  # a colon too, so that no folder's name is taken for a scheme
 
 
 def _clean(value: object) -> object:

@@ -1,7 +1,8 @@
 """Read the folder of a run, or of a diagnosis, into one frozen value. A stage may be missing; a file must be readable."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from recoup.results import (
     DiagnoseResult,
     EvaluateResult,
     HistoryResult,
+    ModelScores,
     ProbeRecord,
     Record,
     RecoverResult,
@@ -42,6 +44,8 @@ class Run:
     steps: tuple[RecoverStep, ...]
     evaluation: EvaluateResult | None
     probe: tuple[ProbeRecord, ...] = ()
+    scores: Mapping[str, ModelScores] = field(default_factory=dict)  # item by item: reference, degraded, recovered
+    triage: TriageResult | None = None
 
     @property
     def fidelity(self) -> tuple[TokenDamage | None, TokenDamage | None]:
@@ -95,6 +99,8 @@ def gather(folder: RunFolder) -> Run:
         steps=_read_lines(RecoverStep, folder.recover / "metrics.jsonl", "a recovery step"),
         probe=_read_lines(ProbeRecord, folder.recover / "probe.jsonl", "a look of the probe"),
         evaluation=_read(EvaluateResult, folder.evaluate),
+        scores=_read_scores(folder.evaluate),
+        triage=_read(TriageResult, folder.diagnose("before") / "triage"),
     )
     if not any((run.injuries, run.before, run.after, run.recovery, run.evaluation)):
         raise DataError(f"{folder.root}: no stage of a run is finished here; give the folder that `recoup run` wrote")
@@ -104,6 +110,14 @@ def gather(folder: RunFolder) -> Run:
 def _read(kind: type[R], stage: Path) -> R | None:
     path = result_path(stage)
     return kind.read(path) if path.is_file() else None
+
+
+def _read_scores(stage: Path) -> dict[str, ModelScores]:
+    """Of a finished evaluation: an unfinished one may hold scores of models that it does not compare."""
+    if not result_path(stage).is_file():
+        return {}
+    found = {state: _read(ModelScores, stage / state) for state in ("reference", "degraded", "recovered")}
+    return {state: scores for state, scores in found.items() if scores is not None}
 
 
 def _read_injuries(folder: RunFolder, tree: dict[str, Any]) -> tuple[DegradeResult, ...]:

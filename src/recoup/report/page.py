@@ -4,14 +4,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from recoup.report import environment, layer_plots, plots, svg
+from recoup.report import environment, items, layer_plots, plots, svg
 from recoup.report.gather import Run, gather
+from recoup.report.grid import Grid
 from recoup.report.headline import headline
+from recoup.report.story import story
 from recoup.report.table import fidelity_rows, score_rows
-from recoup.report.words import duration, flatten
+from recoup.report.words import duration, flatten, gibibytes
 from recoup.run_folder import RunFolder, write_text
-
-_GIBIBYTE = 2**30
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -28,11 +28,17 @@ def write_report(folder: RunFolder) -> Path:
 def render(run: Run) -> str:
     """The page as HTML."""
     degraded, recovered = run.fidelity
+    samples = items.samples(run)
+    anchors = {task: f"samples-{place}" for place, task in enumerate(samples)}
     return environment.render(
         "template.html",
         run=run,
-        headline=headline(run),
-        score_rows=score_rows(run.evaluation) if run.evaluation else (),
+        title=headline(run).title,
+        story=story(run),
+        score_rows=score_rows(run.evaluation, anchors) if run.evaluation else (),
+        grids=_grids(run),
+        samples=samples,
+        anchors=anchors,
         fidelity=degraded or recovered,
         fidelity_rows=fidelity_rows(degraded, recovered),
         figures=_figures(run),
@@ -42,6 +48,12 @@ def render(run: Run) -> str:
         stages=_stage_times(run),
         provenance=flatten(run.provenance),
     )
+
+
+def _grids(run: Run) -> dict[str, Grid]:
+    """What is told item by item, where the items are there."""
+    parts, further = items.items_of(run), items.further_grid(run.scores)
+    return ({"items": items.partition_grid(parts)} if parts else {}) | ({"further": further} if further else {})
 
 
 def _figures(run: Run) -> dict[str, Markup]:
@@ -86,11 +98,12 @@ def _costs(run: Run) -> dict[str, str]:
     if run.recovery is None:
         return {}
     costs = {
+        "method": run.recovery.method,
         "optimizer steps": f"{run.recovery.steps:,}",
         "completion tokens trained on": f"{run.recovery.num_tokens:,}",
         "prompts": f"{run.recovery.num_prompts:,}",
         "time": duration(run.recovery.seconds),
-        "peak memory": f"{run.recovery.peak_memory_bytes / _GIBIBYTE:.2f} GiB",
+        "peak memory": gibibytes(run.recovery.peak_memory_bytes),
     }
     if run.steps:
         costs["time sampling completions"] = duration(sum(step.seconds_sampling for step in run.steps))

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
+from recoup.report.partition import is_share
 from recoup.report.svg import DEGRADED, FAINT, INK, RECOVERED, REFERENCE
 from recoup.report.words import label
-from recoup.results import ProbeRecord, RecoverStep, TaskComparison
+from recoup.results import Estimate, ProbeRecord, RecoverStep, TaskComparison
 
 _WIDE = 10.0  # inches
 _HALF = 5.0  # inches; two stand side by side
 BAND = 0.18  # opacity of an interval behind its curve
 _ROW_STEP = 0.22  # between the models of a task, rows
+_ROW_FILL = 0.8  # share of a row that its models may take
 _MOST_MARKERS = 60  # more points than this and markers hide the line
 
 
@@ -43,35 +45,78 @@ LOOKS = {
 }
 STATES = {name: name for name in LOOKS}
 PAIR = {"reference": "teacher", "degraded": "student"}  # what a diagnosis calls them
+METRICS = {"logp_per_token": "log p per token, nats", "logp": "log p, nats"}  # as an axis names them
 PHASES = {
     "off_policy": ("off-policy (teacher writes)", Look(REFERENCE, "s", filled=False), "--"),
     "on_policy": ("on-policy (student writes)", Look(RECOVERED, "o", filled=True), "-"),
 }
 
 
+@dataclass(frozen=True)
+class Series:
+    """One model's scores on several tasks; null where it has none."""
+
+    name: str
+    look: Look
+    estimates: Sequence[Estimate | None]
+
+
 def scores(tasks: Sequence[TaskComparison], names: Mapping[str, str] = STATES) -> Figure:
     """Score of each model on each task, with intervals; `names` says which models, and what they are called."""
     width = _WIDE if len(names) > len(PAIR) else _HALF
-    figure = Figure(figsize=(width, 1.1 + 0.21 * len(names) * len(tasks)), layout="constrained")
-    axes = figure.add_subplot()
-    draw_scores(axes, tasks, names)
-    legend_above(figure, axes)
+    return score_figure(tasks, _series(tasks, names), width)
+
+
+def score_figure(tasks: Sequence[TaskComparison], series: Sequence[Series], width: float = _WIDE) -> Figure:
+    """Any models on each task; the tasks' names, metrics and kinds of score are those of `tasks`."""
+    height = 0.6 + 0.21 * max(2, len(series)) * len(tasks) + 0.5 * len(_by_axis(tasks))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    _draw_panels(figure, tasks, series)
+    legend_above(figure, figure.axes[0])
     return figure
 
 
-def draw_scores(axes: Axes, tasks: Sequence[TaskComparison], names: Mapping[str, str] = STATES) -> None:
-    """A row per task; the models stand one below the other in it."""
-    for place, (model, name) in enumerate(names.items()):
-        look, offset = LOOKS[model], _ROW_STEP * (place - (len(names) - 1) / 2)
-        estimates = [(row + offset, getattr(task, model)) for row, task in enumerate(tasks)]
-        known = [(y, estimate) for y, estimate in estimates if estimate is not None]
+def draw_scores(
+    panel: Figure | SubFigure, tasks: Sequence[TaskComparison], names: Mapping[str, str] = STATES
+) -> list[Axes]:
+    """A row per task, the models one below the other in it; accuracies share an axis, log-probabilities have their own."""
+    return _draw_panels(panel, tasks, _series(tasks, names))
+
+
+def _series(tasks: Sequence[TaskComparison], names: Mapping[str, str]) -> list[Series]:
+    return [Series(name, LOOKS[model], [getattr(task, model) for task in tasks]) for model, name in names.items()]
+
+
+def _by_axis(tasks: Sequence[TaskComparison]) -> dict[str, list[int]]:
+    """Places of the tasks that can stand on one axis, by what it counts: shares together, each other metric for itself."""
+    places: dict[str, list[int]] = {}
+    for place, task in enumerate(tasks):
+        places.setdefault("score" if is_share(task) else METRICS.get(task.metric, label(task.metric)), []).append(place)
+    return dict(sorted(places.items(), key=lambda axis: axis[0] != "score"))
+
+
+def _draw_panels(panel: Figure | SubFigure, tasks: Sequence[TaskComparison], series: Sequence[Series]) -> list[Axes]:
+    axes_of = _by_axis(tasks)
+    heights = [len(places) for places in axes_of.values()]
+    column = panel.subplots(len(axes_of), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (counted, places) in zip(column, axes_of.items(), strict=True):
+        chosen = [Series(one.name, one.look, [one.estimates[place] for place in places]) for one in series]
+        _draw_rows(axes, [tasks[place] for place in places], chosen)
+        axes.set_xlabel(f"{counted}, with 95% interval")
+    return list(column)
+
+
+def _draw_rows(axes: Axes, tasks: Sequence[TaskComparison], series: Sequence[Series]) -> None:
+    step = min(_ROW_STEP, _ROW_FILL / len(series))
+    for place, one in enumerate(series):
+        look, offset = one.look, step * (place - (len(series) - 1) / 2)
+        known = [(row + offset, estimate) for row, estimate in enumerate(one.estimates) if estimate is not None]
         ys = [y for y, _ in known]
         axes.hlines(ys, [e.low for _, e in known], [e.high for _, e in known], color=look.color, linewidth=1.6)
         values = [e.value for _, e in known]
-        axes.plot(values, ys, look.marker, color=look.color, markerfacecolor=look.face, markersize=6, label=name)
+        axes.plot(values, ys, look.marker, color=look.color, markerfacecolor=look.face, markersize=6, label=one.name)
     axes.set_yticks(range(len(tasks)), [f"{label(t.task)}\n{label(t.metric)}, n = {t.num_items:,}" for t in tasks])
     axes.set_ylim(len(tasks) - 0.5, -0.5)  # the first task stands at the top
-    axes.set_xlabel("score, with 95% interval")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     for edge in range(1, len(tasks)):

@@ -44,13 +44,12 @@ def readme_figure(run: Run) -> Figure:
 
 
 def _draw_scores(panel: SubFigure, run: Run) -> None:
-    axes = panel.add_subplot()
     if run.evaluation is None or not run.evaluation.tasks:
-        _say(axes, "No benchmark was evaluated.")
+        _say(panel.add_subplot(), "No benchmark was evaluated.")
         return
-    plots.draw_scores(axes, run.evaluation.tasks)
-    axes.set_title("Benchmarks")
-    panel.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    first, *_ = plots.draw_scores(panel, run.evaluation.tasks)
+    first.set_title("Benchmarks")
+    panel.legend(*first.get_legend_handles_labels(), loc="outside lower left", ncols=3)
 
 
 def _draw_layers(panel: SubFigure, run: Run) -> None:

@@ -1,7 +1,8 @@
 """matplotlib figures as SVG that a page can theme: same input, same bytes, and text that stays text.
 
 Figures are drawn in the light colours below. `inline` replaces each by the CSS variable of the same name, so that the page
-decides between light and dark; `standalone` keeps them on white, because an image on GitHub cannot know the page's theme.
+decides between light and dark; `adaptive` does so in a file that follows the reader's system; `standalone` keeps them on
+white, because an image on GitHub follows the system, not the theme that was chosen for the page.
 """
 
 import io
@@ -55,6 +56,14 @@ _STYLE = {
 }
 _TAG = re.compile(r"<[^>]+>")  # exact here: matplotlib writes `<` and `>` of texts and attributes as entities
 _PROLOGUE = re.compile(r"^.*?<svg [^>]*>", re.DOTALL)
+_FILE_FONT = "system-ui, sans-serif"
+_NAMES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+_THEMES = (  # the colours of style.css
+    f"<style>svg {{ --paper: #ffffff; --ink: {INK}; --faint: {FAINT}; --reference: {REFERENCE}; "
+    f"--degraded: {DEGRADED}; --recovered: {RECOVERED} }} "
+    "@media (prefers-color-scheme: dark) { svg { --paper: #14171b; --ink: #e4e7eb; --faint: #363c44; "
+    "--reference: #9aa4af; --degraded: #f0914f; --recovered: #63aeea } }</style>"
+)
 
 
 def drawing() -> AbstractContextManager[None]:
@@ -73,18 +82,29 @@ def inline(figure: Figure, name: str, title: str) -> Markup:
 
     def themed(tag: re.Match[str]) -> str:
         text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", tag[0])
-        for colour, variable in VARIABLES.items():
-            text = text.replace(colour, variable)
-        return text.replace(f"'{_FONT}'", "inherit")
+        return _themed(text).replace(f"'{_FONT}'", "inherit")
 
     return Markup(_open_tag(figure, title) + _TAG.sub(themed, _body(figure)))  # noqa: S704  labels are escaped by matplotlib
 
 
 def standalone(figure: Figure, title: str) -> str:
     """SVG as a file of its own."""
-    body = _TAG.sub(lambda tag: tag[0].replace(f"'{_FONT}'", "system-ui, sans-serif"), _body(figure))
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return _open_tag(figure, title, names) + body
+    body = _TAG.sub(lambda tag: tag[0].replace(f"'{_FONT}'", _FILE_FONT), _body(figure))
+    return _open_tag(figure, title, _NAMES) + body
+
+
+def adaptive(figure: Figure, title: str) -> str:
+    """SVG as a file of its own, on its own paper, which is light or dark as the reader's system is."""
+    body = _TAG.sub(lambda tag: _themed(tag[0]).replace(f"'{_FONT}'", _FILE_FONT), _body(figure))
+    paper = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    return _open_tag(figure, title, _NAMES) + _THEMES + paper + body
+
+
+def _themed(tag: str) -> str:
+    """A tag with the theme's variables for its colours."""
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, variable)
+    return tag
 
 
 def _open_tag(figure: Figure, title: str, names: str = "") -> str:

@@ -1,7 +1,7 @@
 """The score table, as rows for the page and as Markdown for README and docs; pure functions of the evaluation."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recoup.report.words import DASH, interval, one_line, percent_interval, significant, significant_interval
@@ -21,10 +21,11 @@ class ScoreRow:
     recovered: str
     recovered_fraction: str = ""
     verdict: str = ""
+    anchor: str = ""  # where on the page its samples are
 
 
-def score_rows(result: EvaluateResult) -> tuple[ScoreRow, ...]:
-    """A row per benchmark."""
+def score_rows(result: EvaluateResult, anchors: Mapping[str, str] | None = None) -> tuple[ScoreRow, ...]:
+    """A row per benchmark; `anchors` says where on the page each has its samples."""
     return tuple(
         ScoreRow(
             name=task.task,
@@ -32,14 +33,16 @@ def score_rows(result: EvaluateResult) -> tuple[ScoreRow, ...]:
             reference=interval(task.reference),
             degraded=interval(task.degraded),
             recovered=interval(task.recovered) if task.recovered else DASH,
-            recovered_fraction=_recovered_fraction(task),
+            recovered_fraction=recovered_fraction(task),
             verdict=task.verdict,
+            anchor=(anchors or {}).get(task.task, ""),
         )
         for task in result.tasks
     )
 
 
-def _recovered_fraction(task: TaskComparison) -> str:
+def recovered_fraction(task: TaskComparison) -> str:
+    """The share of the loss that came back, or why there is none."""
     if task.recovered_fraction is not None:
         return percent_interval(task.recovered_fraction)
     if task.recovered is None:

@@ -6,6 +6,7 @@ damaged model's output is evidence.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from recoup.results import Estimate
@@ -21,6 +22,7 @@ _REPLACEMENT = "\ufffd"
 
 _THREE_DIGITS_END = 999.5  # from here on, three significant digits would need an exponent
 _SECONDS_PER_MINUTE = 60
+_GIBIBYTE = 2**30
 _NEAR_ZERO = 0.001  # the least that three decimals show
 
 
@@ -102,6 +104,18 @@ def duration(seconds: float) -> str:
     if seconds < _SECONDS_PER_MINUTE:
         return f"{seconds:.1f} s"
     return f"{seconds / _SECONDS_PER_MINUTE:.1f} min"
+
+
+def gibibytes(value: float) -> str:
+    """Bytes as `2.50 GiB`."""
+    return f"{value / _GIBIBYTE:.2f} GiB"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """`a, b and 3 more`: so many names at most."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def counted(count: int, noun: str) -> str:

@@ -35,6 +35,8 @@ class RecoverStep(Record):
 class RecoverResult(Result):
     """The repair."""
 
+    method: str = "onpolicy"  # `method` of the run's config
+    note: str | None = None  # what a repair without training chose, and by what
     student: str
     teachers: tuple[str, ...]
     checkpoint: str
@@ -42,8 +44,8 @@ class RecoverResult(Result):
     num_tokens: int  # completion tokens trained on
     num_prompts: int
     on_policy_from_step: int | None  # null: never went on-policy
-    first_loss_nats: float
-    last_loss_nats: float
+    first_loss_nats: float | None  # null: nothing was trained
+    last_loss_nats: float | None
     structure: str  # what was kept, one line
     structure_exact: bool
     num_trained: int | None = None  # numbers that the optimizer moved

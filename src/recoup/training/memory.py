@@ -8,7 +8,7 @@ evaluation mode, forward passes without gradients, sampling included, run as bef
 
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from recoup.models.layers import blocks
 PLAIN_ATTENTION_TOKENS = 512  # on a CPU, up to here attention is plain and keeps its scores (recover.compute)
 LEAST_OFFLOADED = 2**16  # bytes: below this the copy's start costs more than the memory is worth
 MEMINFO, STATUS, CGROUP = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def checkpoint_blocks(model: PreTrainedModel) -> None:
@@ -88,8 +89,17 @@ def smaller(size: int) -> int:
     return size // 2
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory_bytes` count from here, where the system allows it (CUDA, Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.is_file():
+        with suppress(OSError):
+            CLEAR_REFS.write_text("5", encoding="ascii")  # the peak falls to what is resident now (proc(5))
+
+
 def peak_memory_bytes() -> int:
-    """Peak of the accelerator where there is one, else of this process since it began."""
+    """Peak of the accelerator where there is one, else of this process: since it began, or since it was forgotten."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if STATUS.is_file():  # getrusage starts a child at its parent's peak

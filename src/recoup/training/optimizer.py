@@ -32,12 +32,18 @@ class Schedule:
     min_learning_rate_fraction: float = 0.0  # of the peak, at the last step
 
 
-def learning_rate(schedule: Schedule, step: int) -> float:
-    """Learning rate of step 0, 1, …: rises over `warmup_steps`, is at its peak there, ends at the minimum."""
+def learning_rate(schedule: Schedule, step: int, spent: float = 0.0) -> float:
+    """Learning rate of step 0, 1, …: rises over `warmup_steps`, is at its peak there, ends at the minimum.
+
+    Args:
+        schedule: its shape.
+        step: counted from 0.
+        spent: share of the run's budget, which ends the decay where it is ahead of the steps.
+    """
     if step < schedule.warmup_steps:
         return schedule.learning_rate * (step + 1) / (schedule.warmup_steps + 1)
     progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
-    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    cosine = (1 + math.cos(math.pi * min(1.0, max(progress, spent)))) / 2
     floor = schedule.min_learning_rate_fraction
     return schedule.learning_rate * (floor + (1 - floor) * cosine)
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from recoup.errors import DataError
 from recoup.evaluate.compare import compare
-from recoup.evaluate.partition import TASK_PARTS, count_parts, partition_items, partition_tasks, wilson, worst_task
+from recoup.report.partition import (
+    TASK_PARTS,
+    count_parts,
+    is_share,
+    partition_items,
+    partition_tasks,
+    wilson,
+    worst_task,
+)
 from recoup.results import Estimate, TaskComparison, TaskItems
 
 STATES = list(itertools.product((1.0, 0.0), repeat=3))  # 111, 110, 101, 100, 011, 010, 001, 000
@@ -157,3 +165,11 @@ def test_wilson_holds_the_share_and_mirrors(count: int, total: int) -> None:
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.low < found.high
     assert [1 - mirrored.high, 1 - mirrored.low] == pytest.approx([found.low, found.high])
+
+
+def test_a_score_that_is_not_a_number_is_no_ones_worst() -> None:
+    broken, small = comparison("a", (0.6, float("nan"), float("nan"))), comparison("b", (0.6, 0.5, 0.55))
+    assert is_share(broken)
+    assert not is_share(comparison("wikitext2", (-2.0, -4.0)))
+    assert worst_task([broken, small]) is small
+    assert worst_task([broken]) is None

@@ -142,8 +142,19 @@ def worst_task(comparisons: Sequence[TaskComparison]) -> TaskComparison | None:
     Only tasks whose scores are shares (0 to 1) are comparable: a nat of log p is not a point of accuracy. The largest of
     many noisy losses is above zero even where nothing was lost, so read its interval and its verdict with it.
     """
-    comparable = [task for task in comparisons if all(0 <= value <= 1 for value in _means(task))]
-    return min(comparable, key=lambda task: (task.remaining or task.damage).value, default=None)
+    comparable = [task for task in comparisons if is_share(task) and not math.isnan(left(task).value)]
+    return min(comparable, key=lambda task: left(task).value, default=None)
+
+
+def is_share(task: TaskComparison) -> bool:
+    """Whether the scores are shares (an accuracy is one, a log-probability is not); one that is not a number says nothing."""
+    models = task.reference, task.degraded, task.recovered
+    return not any(model.value < 0 or model.value > 1 for model in models if model is not None)
+
+
+def left(task: TaskComparison) -> Estimate:
+    """What is left of the loss: the repaired model against the reference, without a repair the damaged one."""
+    return task.remaining or task.damage
 
 
 def wilson(count: int, total: int) -> Estimate:
@@ -152,8 +163,3 @@ def wilson(count: int, total: int) -> Estimate:
     middle = (share + z_squared / (2 * total)) / (1 + z_squared / total)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / total + z_squared / (4 * total**2)) / (1 + z_squared / total)
     return Estimate(value=share, low=min(share, max(0.0, middle - half)), high=max(share, min(1.0, middle + half)))
-
-
-def _means(task: TaskComparison) -> list[float]:
-    models = task.reference, task.degraded, task.recovered
-    return [model.value for model in models if model is not None]

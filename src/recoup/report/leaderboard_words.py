@@ -1,0 +1,75 @@
+"""What a sweep showed, in sentences: who is above whom where the intervals tell, and whether it cost the same."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from recoup.report.comparison_words import equal
+from recoup.report.leaderboard_grids import injuries, row_name
+from recoup.report.words import counted, duration
+from recoup.results.sweep import MethodRow, SweepResult
+
+OURS = "onpolicy"
+_SECONDS_PER_MINUTE = 60
+
+
+def title(result: SweepResult) -> str:
+    """What was swept."""
+    methods = {row.method for row in result.rows}
+    hurt = len(injuries(result))
+    return f"{result.name}: {counted(len(methods), 'method')} on {hurt} {'injury' if hurt == 1 else 'injuries'}"
+
+
+def took(result: SweepResult) -> str:
+    """How much was run."""
+    runs = sum(len(row.runs) for row in result.rows)
+    missing = f"; {counted(len(result.failed), 'run')} failed" if result.failed else ""
+    return f"{counted(runs, 'run')} in {duration(result.seconds)}{missing}."
+
+
+def said(result: SweepResult, injury: str) -> list[str]:
+    """Sentences on one injury."""
+    rows = [row for row in result.rows if row.injury == injury]
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    sentences = [_against([row for row in rows if row.variant == variant], variant) for variant in variants]
+    return [sentence for sentence in (*sentences, _seeds(rows), _budget(rows)) if sentence]
+
+
+def _against(rows: Sequence[MethodRow], variant: str | None) -> str:
+    """On-policy repair against the others by the paired difference of the general score."""
+    contrasts = {row.method: row.against for row in rows if row.against is not None and row.method != OURS}
+    if not contrasts:
+        return ""
+    groups: Mapping[str, list[str]] = {
+        "above": [name for name, difference in contrasts.items() if difference.low > 0],
+        "below": [name for name, difference in contrasts.items() if difference.high < 0],
+        "not told apart from": [name for name, difference in contrasts.items() if not difference.excludes_zero],
+    }
+    parts = [f"{words} {', '.join(names)}" for words, names in groups.items() if names]
+    which = f" ({variant})" if variant else ""
+    return f"In general score {OURS}{which} is {'; '.join(parts)}."
+
+
+def _seeds(rows: Sequence[MethodRow]) -> str:
+    """Where there is one seed, intervals are over items alone."""
+    single = [row_name(row) for row in rows if row.num_seeds == 1]
+    if not single:
+        return ""
+    who = "All rows have" if len(single) == len(rows) else f"{', '.join(single)}: with"
+    return f"{who} one seed, so their intervals are over items and say nothing of another seed."
+
+
+def _budget(rows: Sequence[MethodRow]) -> str:
+    trained = [row for row in rows if row.num_tokens > 0]
+    if len(trained) < 2:  # noqa: PLR2004  one alone has no equal
+        return ""
+    tokens = [row.num_tokens for row in trained]
+    seconds = [_SECONDS_PER_MINUTE * row.minutes for row in trained]
+    same = [name for name, spent in (("tokens", tokens), ("time", seconds)) if equal(spent)]
+    verdict = f"Equal {' and '.join(same)}" if same else "Neither tokens nor time are equal"
+    return (
+        f"{verdict}: methods that train took {_ends(tokens, '{:,.0f}'.format)} tokens and {_ends(seconds, duration)}."
+    )
+
+
+def _ends(spent: Sequence[float], show: Callable[[float], str]) -> str:
+    least, most = show(min(spent)), show(max(spent))
+    return least if least == most else f"{least} to {most}"

@@ -1,0 +1,1 @@
+"""Many runs from one config, what they share done once, and a leaderboard of them."""

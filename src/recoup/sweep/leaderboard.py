@@ -1,0 +1,170 @@
+"""A sweep's records as rows: each injury, variant and method over the seeds that are done.
+
+General ability is the mean over the benchmarks that no injury of the sweep taught and whose scores are shares (0 to 1); log
+probabilities have no common scale with them. Reference and damaged model are those of the runs without repair.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recoup.config.sweep import Sweep
+from recoup.evaluate.seeds import ScoresSKI
+from recoup.results import Estimate
+from recoup.results.sweep import MethodRow, SweepResult
+from recoup.run_folder import RunFolder
+from recoup.sweep.expand import NONE, OURS, Plan
+from recoup.sweep.pooled import DEGRADED, RECOVERED, REFERENCE, Pooled, over_seeds, pooled
+from recoup.sweep.proof import Proof, finished, stacked
+
+FEWEST_DRAWS = 10_000  # over several seeds, whose draws have heavy tails (`recoup.evaluate.seeds`)
+SECONDS_PER_MINUTE = 60
+
+Group = tuple[str, str | None, str]  # injury, variant, method
+Names = tuple[str, ...]  # of runs
+States = tuple[Estimate, Estimate]  # reference, degraded
+
+
+class Leaderboard:
+    """Rows of what is done; a row is worked out again only when its runs are others than before."""
+
+    def __init__(self, sweep: Sweep, plan: Plan, root: Path) -> None:
+        self._sweep, self._plan, self._root = sweep, plan, root
+        self._taught = {injury.task for injury in sweep.injuries.values()}
+        self._rows: dict[Names, MethodRow] = {}
+        self._states: dict[Names, tuple[States | None, States | None]] = {}
+
+    def result(self, failed: Mapping[str, str], seconds: float) -> SweepResult:
+        """The leaderboard now.
+
+        Args:
+            failed: by run name, why.
+            seconds: that the sweep ran.
+
+        Raises:
+            DataError: a record cannot be read, or runs were not scored on the same items.
+        """
+        groups = self._groups()
+        before = {group[0]: self._before(proofs) for group, proofs in groups.items() if group[2] == NONE}
+        general = {injury: states for injury, (states, _) in before.items() if states is not None}
+        task = {injury: states for injury, (_, states) in before.items() if states is not None}
+        return SweepResult(
+            name=self._sweep.name,
+            rows=tuple(self._row(group, groups) for group in groups),
+            skipped=self._plan.skipped,
+            failed=dict(failed),
+            reference={injury: states[REFERENCE] for injury, states in general.items()},
+            degraded={injury: states[DEGRADED] for injury, states in general.items()},
+            reference_task={injury: states[REFERENCE] for injury, states in task.items()},
+            degraded_task={injury: states[DEGRADED] for injury, states in task.items()},
+            seconds=seconds,
+        )
+
+    def _groups(self) -> dict[Group, list[Proof]]:
+        """Finished runs by what they share, injuries in the order of the config, the runs without repair first."""
+        groups: dict[Group, list[Proof]] = {}
+        for run in self._plan.runs:
+            folder, baseline = (RunFolder(self._root / name) for name in (run.name, run.baseline or run.name))
+            if finished(folder) and finished(baseline):
+                groups.setdefault((run.injury, run.variant, run.method), []).append(Proof(run, folder, baseline))
+        order = list(self._sweep.injuries)
+        return dict(sorted(groups.items(), key=lambda group: order.index(group[0][0])))
+
+    def _row(self, group: Group, groups: Mapping[Group, Sequence[Proof]]) -> MethodRow:
+        injury, variant, _ = group
+        proofs, ours = groups[group], groups.get((injury, variant, OURS), ())
+        key = _names([*proofs, *ours])
+        if key not in self._rows:
+            self._rows[key] = _row(proofs, ours, self._general(proofs), self._task(proofs))
+        return self._rows[key]
+
+    def _before(self, proofs: Sequence[Proof]) -> tuple[States | None, States | None]:
+        """Reference and damaged model on the general tasks and on the injury's own; none where nothing was scored."""
+        key = _names(proofs)
+        if key not in self._states:
+            general, task = (
+                _pooled(proofs, stacked(proofs, tasks)) for tasks in (self._general(proofs), self._task(proofs))
+            )
+            self._states[key] = _states(general), _states(task)
+        return self._states[key]
+
+    def _general(self, proofs: Sequence[Proof]) -> list[str]:
+        """Names of the general tasks."""
+        models = [model for proof in proofs for model in proof.scores]
+        names = [name for name in models[0] if name not in self._taught]
+        return [name for name in names if all(0 <= score <= 1 for model in models for score in model[name].scores)]
+
+    def _task(self, proofs: Sequence[Proof]) -> list[str]:
+        """Name of the injury's own task, if it has one."""
+        task = self._sweep.injuries[proofs[0].planned.injury].task
+        return [] if task is None else [task]
+
+
+def _names(proofs: Sequence[Proof]) -> Names:
+    return tuple(proof.planned.name for proof in proofs)
+
+
+def _states(models: Pooled | None) -> States | None:
+    return None if models is None else (models.model(REFERENCE), models.model(DEGRADED))
+
+
+def _row(proofs: Sequence[Proof], ours: Sequence[Proof], general: list[str], task: list[str]) -> MethodRow:
+    run, repairs = proofs[0].planned, [proof.repair for proof in proofs]
+    general_scores, task_scores = stacked(proofs, general), stacked(proofs, task)
+    on_general, on_task = _pooled(proofs, general_scores), _pooled(proofs, task_scores)
+    ckas = [proof.cka for proof in proofs if proof.cka is not None]
+    return MethodRow(
+        injury=run.injury,
+        variant=run.variant,
+        method=run.method,
+        num_seeds=len(proofs),
+        general=on_general and on_general.model(RECOVERED),
+        general_fraction=on_general and on_general.fraction(),
+        task=on_task and on_task.model(RECOVERED),
+        task_fraction=on_task and on_task.fraction(),
+        against=None if run.method == OURS else _against(ours, proofs, general),
+        token_kl_nats=over_seeds([proof.fidelity.token_kl_nats for proof in proofs]),
+        top1_agreement=over_seeds([proof.fidelity.top1_agreement for proof in proofs]),
+        cka=float(np.mean(ckas)) if ckas else None,
+        num_tokens=_mean([repair.num_tokens for repair in repairs]),
+        minutes=_mean([repair.seconds for repair in repairs]) / SECONDS_PER_MINUTE,
+        peak_memory_bytes=_mean([repair.peak_memory_bytes for repair in repairs]),
+        structure_exact=all(repair.structure_exact for repair in repairs),
+        runs=tuple(proof.planned.name for proof in proofs),
+        newly_damaged=round(sum(_newly_damaged(scores) for scores in general_scores) / len(proofs)),
+    )
+
+
+def _pooled(proofs: Sequence[Proof], tasks: list[ScoresSKI]) -> Pooled | None:
+    """None where nothing was scored."""
+    evaluate = proofs[0].planned.config.evaluate
+    num_draws = evaluate.num_bootstrap if len(proofs) == 1 else max(evaluate.num_bootstrap, FEWEST_DRAWS)
+    return pooled(tasks, num_draws, evaluate.seed) if tasks else None
+
+
+def _against(ours: Sequence[Proof], theirs: Sequence[Proof], general: list[str]) -> Estimate | None:
+    """Ours minus theirs over the seeds that both have, paired by seed and item."""
+    by_seed = {proof.planned.seed: proof for proof in ours}
+    pairs = [(by_seed[proof.planned.seed], proof) for proof in theirs if proof.planned.seed in by_seed]
+    if not pairs:
+        return None
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    both = [
+        np.stack([one_SKI[:, RECOVERED], other_SKI[:, RECOVERED]], axis=1)
+        for one_SKI, other_SKI in zip(stacked(first, general), stacked(second, general), strict=True)
+    ]
+    found = _pooled(first, both)
+    return None if found is None else found.difference(0, 1)
+
+
+def _newly_damaged(scores_SKI: ScoresSKI) -> int:
+    """Items, over all seeds, that were right before and after the damage and are wrong after the repair."""
+    if not np.isin(scores_SKI, (0, 1)).all():
+        return 0  # a probability has no line between right and wrong
+    right = scores_SKI == 1
+    return int((right[:, REFERENCE] & right[:, DEGRADED] & ~right[:, RECOVERED]).sum())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
