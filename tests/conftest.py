@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+settings.register_profile("any machine", deadline=None)  # seconds of a busy machine are no failure
+settings.load_profile("any machine")
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)  # matrices this small lose more to the hand-over between threads than they gain
 

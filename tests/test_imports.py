@@ -41,7 +41,6 @@ LIGHT = [
     "recoup.report",
     "recoup.cli",
     "recoup.show",
-    "recoup.methods.costs",
     "recoup.sweep.run",
 ]
 

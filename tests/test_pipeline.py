@@ -268,7 +268,7 @@ def test_plan_tells_memory_and_time_before_anything_is_loaded(tiny_model: Path, 
     assert "7 steps:" in shown.output
 
 
-@pytest.mark.parametrize(("kind", "names"), [("methods", "quantize"), ("tasks", "hellaswag"), ("models", "embedded")])
+@pytest.mark.parametrize(("kind", "names"), [("injuries", "quantize"), ("tasks", "hellaswag"), ("models", "embedded")])
 def test_ls(kind: str, names: str) -> None:
     shown = CliRunner().invoke(app, ["ls", kind])
     assert shown.exit_code == 0

@@ -18,7 +18,7 @@ from recoup.cli import app
 from recoup.config import METHODS
 from recoup.report import score_table_markdown
 from tools.benchmark import benchmark
-from tools.evidence import RESULTS, Evidence, read_evidence
+from tools.evidence import RESULTS, Evidence, leaderboard, read_evidence
 from tools.structure_table import structure_table, trained_table
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,7 @@ BENCHMARKS = (
     "end_to_end", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise", "sdft.strict", "sdft.reuse",
     "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
+SWEPT = ("compression",)
 FILLED = (
     ROOT / "README.md",
     RESULTS / "README.md",
@@ -140,7 +141,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "structures": structure_table,
     "what trains": trained_table,
     "repair methods": methods_table,
-} | {f"benchmark {name}": partial(benchmark, name) for name in BENCHMARKS}
+}
+GENERATED |= {f"benchmark {name}": partial(benchmark, name) for name in BENCHMARKS}
+GENERATED |= {f"sweep {name}": partial(leaderboard, name) for name in SWEPT}
 
 
 def fill(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Evidence: keep a run's records (never its weights) under results/, and read them back.
+"""Evidence: keep the records of a run or a sweep (never weights) under results/, and read them back.
 
-Run: `python -m tools.evidence runs/demo` copies config, provenance, results, metrics and the figure to results/demo.
+Run: `python -m tools.evidence runs/demo` copies config, provenance, results, metrics and the figure to results/demo;
+`python -m tools.evidence sweeps/NAME` copies a sweep's leaderboard, and each run's cost and scores, to results/sweeps/NAME.
 """
 
 import json
@@ -12,11 +13,13 @@ from typing import Any
 
 import yaml
 
-from recoup.report import write_readme_figure
+from recoup.report import draw_leaderboard, write_readme_figure
 from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult
+from recoup.results.sweep import SweepResult
 from recoup.run_folder import RunFolder, result_path
 
 RESULTS = Path(__file__).parent.parent / "results"
+SWEEPS = RESULTS / "sweeps"
 KEPT = ("config.yaml", "provenance.json", "recover/metrics.jsonl")
 MODEL_NAMES = {"embedded": "SmolLM2-135M-Instruct"}
 
@@ -74,6 +77,29 @@ def keep(run: Path) -> Path:
     return target
 
 
+def keep_sweep(sweep: Path) -> Path:
+    """Copy a sweep's records to results/sweeps/, under its name: of each run provenance, cost and scores by item."""
+    target = SWEEPS / sweep.name
+    shutil.rmtree(target, ignore_errors=True)
+    result = SweepResult.read(result_path(sweep))
+    runs = [sweep / name for row in result.rows for name in row.runs]
+    kept = [sweep / "sweep.yaml", sweep / "leaderboard.md", result_path(sweep)]
+    kept += [path for run in runs for path in (run / "provenance.json", *run.rglob("result.json"))]
+    for path in kept:
+        copy = target / path.relative_to(sweep)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    draw_leaderboard(result, target / "figure.svg")
+    return target
+
+
+def leaderboard(name: str) -> str:
+    """A sweep's leaderboard, as a part of a document."""
+    path = SWEEPS / name / "leaderboard.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else "Not run yet.\n"
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        print(f"kept {keep(Path(argument)).relative_to(RESULTS.parent)}")
+    for argument in map(Path, sys.argv[1:]):
+        kept_at = keep_sweep(argument) if (argument / "sweep.yaml").is_file() else keep(argument)
+        print(f"kept {kept_at.relative_to(RESULTS.parent)}")

@@ -114,23 +114,42 @@ def history(*, student: str, folder: str | Path, output: str | Path, **settings:
     return run(config, inputs, Path(output), common.progress)
 
 
-def recover(*, student: str, teacher: str, output: str | Path, prompts: str = "self", **settings: Any) -> RecoverResult:
+def recover(
+    *,
+    student: str,
+    teacher: str,
+    output: str | Path,
+    prompts: str = "self",
+    method: str = "onpolicy",
+    task_file: str | None = None,
+    **settings: Any,
+) -> RecoverResult:
     """Repair `student` by on-policy self-distillation from `teacher`; the repaired model is in `output/checkpoint`.
 
     Several teachers: give `terms=[{"prompts": …, "teacher": …, "weight": …}, …]` instead of `prompts`; a term without a
     teacher gets `teacher`.
 
+    Args:
+        student: the damaged model.
+        teacher: its own earlier checkpoint.
+        output: folder to write to.
+        prompts: `self`, a JSONL or text file, or `hub:NAME`.
+        method: another method of repair (`recoup ls methods`), to compare with.
+        task_file: rows with answers, for methods that train on such.
+        settings: of `recoup.config.Recover`, and those of every stage.
+
     Raises:
-        ConfigError: an unknown setting.
+        ConfigError: an unknown setting, or a method that cannot work here.
         RecoupError: whatever the stage raises.
     """
     common = _common(settings)
-    config = parse(Recover, {"terms": [{"prompts": prompts}], **settings}, "recover")
-    teachers = tuple(term.teacher or teacher for term in config.terms)
-    from recoup.recover.run import RecoverInputs, run
+    tree = {"name": "recover", "model": teacher, "student": student, "method": method, "task_file": task_file}
+    stage = parse(Recover, {"terms": [{"prompts": prompts}], **settings}, "recover")
+    run_tree = {**tree, "seed": common.seed, "chat_template": common.chat_template, "recover": stage}
+    config = parse(RunConfig, run_tree, "recover")
+    from recoup.methods.run import RepairInputs, run
 
-    inputs = RecoverInputs(student, teachers, common.seed, common.chat_template)
-    return run(config, inputs, Path(output), common.progress)
+    return run(config, RepairInputs(student, {"model": teacher}), Path(output), common.progress)
 
 
 def evaluate(

@@ -159,6 +159,8 @@ def recover(
 ) -> None:
     """Repair a model by on-policy self-distillation from its own earlier checkpoint.
 
+    `method=sft` and the other words of `recoup ls methods` repair it in another way, to compare with.
+
     Example: `recoup recover --student int3/checkpoint --teacher embedded --output repaired prompts=my_prompts.jsonl steps=50`
     """
     with terminal(err) as progress:

@@ -33,3 +33,14 @@ def test_a_batchs_cache_is_bounded(tiny_model: Path, drawn: list[Rollouts]) -> N
     assert told == [(2, 5), (4, 5), (5, 5)]
     assert texts == complete(load(str(tiny_model)), PROMPTS, Sampling(6), 10_000)
     assert len(drawn[-1].tokens_BT) == 5
+
+
+def test_a_completion_ends_where_a_stop_is_written(tiny_model: Path, drawn: list[Rollouts]) -> None:
+    model = load(str(tiny_model))
+    [whole] = complete(model, PROMPTS[:1], Sampling(20), 1000)
+    stop = whole[4:6]
+    [stopped] = complete(model, PROMPTS[:1], Sampling(20), 1000, stops=["", "is never written", stop])
+    assert stopped == whole[: whole.index(stop) + 2]
+    ids = drawn[-1].completions()[0]
+    assert model.tokenizer.decode(ids) == stopped  # nothing was drawn beyond it
+    assert len(ids) < len(drawn[0].completions()[0])

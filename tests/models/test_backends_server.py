@@ -85,6 +85,12 @@ class Served:
         return 200, {"object": "text_completion", "choices": [choice]}
 
 
+class Crowded(ThreadingHTTPServer):
+    """As many may wait for an answer as ask at once; five by default, and the sixth is reset on a busy machine."""
+
+    request_queue_size = 128
+
+
 class Handler(BaseHTTPRequestHandler):
     served: Served
 
@@ -118,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
 def served(tiny_model: Path) -> Iterator[tuple[Served, str]]:
     state = Served(tiny_model)
     handler = type("Bound", (Handler,), {"served": state})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Crowded(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield state, f"http://127.0.0.1:{server.server_address[1]}"

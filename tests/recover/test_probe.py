@@ -236,7 +236,7 @@ def test_a_benchmark_may_stop_it(
 ) -> None:
     answers = iter([1.0, 1.0, 0.0])
 
-    def score(model: Any, name: str, config: Any, seed: int) -> TaskItems:
+    def score(model: Any, name: str, config: Any) -> TaskItems:
         assert not model.model.training
         assert config.limit == 7
         right = next(answers)

@@ -76,16 +76,17 @@ class BatchedLM(TemplateLM):
         """Completions, cut at the first stop sequence of each request."""
         del disable_tqdm
         settings = [normalize_gen_kwargs(dict(request.args[1])) for request in requests]
-        groups: dict[tuple[int, float], list[int]] = {}
+        groups: dict[tuple[int, float, tuple[str, ...]], list[int]] = {}
         for number, wanted in enumerate(settings):
-            groups.setdefault((int(wanted["max_gen_toks"]), float(wanted.get("temperature", 0.0))), []).append(number)
+            stops = tuple(handle_stop_sequences(wanted.get("until"), eos=None))
+            kind = int(wanted["max_gen_toks"]), float(wanted.get("temperature", 0.0)), stops
+            groups.setdefault(kind, []).append(number)
         texts = [""] * len(requests)
-        for (max_tokens, temperature), numbers in groups.items():
+        for (max_tokens, temperature, stops), numbers in groups.items():
             room = max(1, context_length(self.language_model) - max_tokens)
             prompts = [(self.tok_encode(requests[n].args[0]) or [self.prefix_token_id])[-room:] for n in numbers]
             sampling = Sampling(max_tokens, temperature)
-            written = complete(self.language_model, prompts, sampling, self.batch_tokens, self.report)
+            written = complete(self.language_model, prompts, sampling, self.batch_tokens, self.report, stops)
             for number, text in zip(numbers, written, strict=True):
-                stops = handle_stop_sequences(settings[number].get("until"), eos=None)
-                texts[number] = postprocess_generated_text(text, stops, None)
+                texts[number] = postprocess_generated_text(text, list(stops), None)
         return texts

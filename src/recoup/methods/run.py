@@ -3,7 +3,7 @@
     result = run(config, RepairInputs(student, states), folder)
 
 Every method starts from the damaged student and leaves a `RecoverResult`, so that diagnosis, proof and report need not know which
-it was. `costs` puts what they cost side by side.
+it was.
 """
 
 from collections.abc import Callable

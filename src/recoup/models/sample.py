@@ -7,7 +7,7 @@ on nothing else but rounding. The same function writes prompts, rollouts, teache
 Shapes: B rollouts, T padded tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +49,7 @@ class Sampling:
     batch_size: int = DEFAULT_BATCH
     rows: tuple[int, ...] | None = None  # number of each prompt, >= 0, by which it draws; None: 0, 1, 2, …
     logp: bool = False  # keep the log-probability of each token
+    stop: Callable[[Sequence[int]], bool] | None = None  # says of a completion so far whether it has ended
 
 
 def sample(model: LanguageModel, prompts: Sequence[Sequence[int]], settings: Sampling) -> Rollouts:
@@ -151,7 +152,7 @@ def _complete(
             if row >= 0:
                 answers[row].tokens.append(token)
                 answers[row].logps.append(logp)
-        rows = [-1 if token in ends else row for row, token in zip(rows, tokens, strict=True)]
+        rows = [-1 if row < 0 or _ended(answers[row].tokens, ends, settings) else row for row in rows]
         going = [slot for slot, row in enumerate(rows) if row >= 0]
         if not going or step + 1 == settings.max_tokens:
             break
@@ -161,6 +162,10 @@ def _complete(
             drawn_B, rows = drawn_B[slots], [rows[slot] for slot in slots]
         logits_BV = decoder.step(drawn_B)
     return answers
+
+
+def _ended(tokens: Sequence[int], ends: set[int], settings: Sampling) -> bool:
+    return tokens[-1] in ends or (settings.stop is not None and settings.stop(tokens))
 
 
 def _closed_up(going: Sequence[int]) -> list[int]:

@@ -113,7 +113,9 @@ def _scored(own: _Run, others: Sequence[_Run], model: str) -> Iterator[Path]:
     """Folders with scores of `model` that were made with the settings of `own`."""
 
     def settings(config: RunConfig) -> list[Any]:
-        return [config.evaluate.limit, config.evaluate.seed, config.evaluate.data, config.chat_template]
+        evaluate = config.evaluate
+        items = [evaluate.limit, evaluate.limits, evaluate.max_new_tokens, evaluate.seed]
+        return [*items, evaluate.data, config.chat_template]
 
     for other in others:
         if settings(other.config) == settings(own.config):

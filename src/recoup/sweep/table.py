@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recoup.report.leaderboard_grids import injuries, ranked, row_name, standing
+from recoup.report.leaderboard_words import said
 from recoup.report.words import (
     DASH,
     counted,
@@ -46,14 +47,14 @@ class Board:
     """One injury's table; every cell is text."""
 
     injury: str
-    about: str  # what the damage did
+    about: str  # what the damage did, who is above whom, and whether it cost the same
     rows: tuple[tuple[str, ...], ...]  # best first, cells as in HEADER
 
 
 def boards(result: SweepResult) -> tuple[Board, ...]:
     """A table per injury, in the order of the sweep."""
     return tuple(
-        Board(injury, _damage(injury, result), _rows(ranked(result, injury), result)) for injury in injuries(result)
+        Board(injury, _about(injury, result), _rows(ranked(result, injury), result)) for injury in injuries(result)
     )
 
 
@@ -84,6 +85,10 @@ def show_leaderboard(console: Console, result: SweepResult) -> None:
         console.print(f"{title}:")
         for name, reason in reasons.items():
             console.print(f"  {name}: {' '.join(reason.split())}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _about(injury: str, result: SweepResult) -> str:
+    return " ".join([f"{_damage(injury, result)}.", *said(result, injury)])
 
 
 def _damage(injury: str, result: SweepResult) -> str:
