@@ -78,25 +78,32 @@ def keep(run: Path) -> Path:
 
 
 def keep_sweep(sweep: Path) -> Path:
-    """Copy a sweep's records to results/sweeps/, under its name: of each run provenance, cost and scores by item."""
+    """Copy a sweep's records to results/sweeps/, under its name: of each run provenance, cost and comparisons.
+
+    Where the sweep was made is replaced by `sweeps/NAME`.
+    """
     target = SWEEPS / sweep.name
     shutil.rmtree(target, ignore_errors=True)
     result = SweepResult.read(result_path(sweep))
-    runs = [sweep / name for row in result.rows for name in row.runs]
     kept = [sweep / "sweep.yaml", sweep / "leaderboard.md", result_path(sweep)]
-    kept += [path for run in runs for path in (run / "provenance.json", *run.rglob("result.json"))]
+    for run in (RunFolder(sweep / name) for row in result.rows for name in row.runs):
+        kept += [run.provenance, result_path(run.recover), result_path(run.evaluate)]
     for path in kept:
         copy = target / path.relative_to(sweep)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        text = path.read_text(encoding="utf-8")
+        copy.write_text(text.replace(str(sweep), f"sweeps/{sweep.name}"), encoding="utf-8")
     draw_leaderboard(result, target / "figure.svg")
     return target
 
 
 def leaderboard(name: str) -> str:
-    """A sweep's leaderboard, as a part of a document."""
+    """A sweep's leaderboard, as a part of a document: its headings are two levels down."""
     path = SWEEPS / name / "leaderboard.md"
-    return path.read_text(encoding="utf-8") if path.is_file() else "Not run yet.\n"
+    if not path.is_file():
+        return "Not run yet.\n"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(f"##{line}" if line.startswith("#") else line for line in lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -45,10 +45,22 @@ def test_fraction_is_none_where_the_damage_may_be_nothing() -> None:
 
 
 def test_over_seeds() -> None:
-    values = [Estimate(value=value, low=0.0, high=9.0) for value in (1.0, 2.0, 3.0)]
+    values = [Estimate(value=value, low=value, high=value) for value in (1.0, 2.0, 3.0)]
     found = over_seeds(values)  # standard deviation 1
     assert [found.value, found.low, found.high] == pytest.approx([2, 2 - T_2 / 3**0.5, 2 + T_2 / 3**0.5], rel=1e-4)
     assert over_seeds(values[:1]) == values[0]
+
+
+def test_seeds_that_agree_are_not_certain() -> None:
+    # no spread over seeds: what is left is that of the prompts, which all seeds share
+    same = [Estimate(value=1.0, low=0.7, high=1.4)] * 3
+    found = over_seeds(same)
+    assert [found.value, found.low, found.high] == pytest.approx([1, 0.7, 1.4])
+    # spread over seeds 4 below and above (4 = t_2 s / sqrt(3)), prompts 3: 5 in quadrature
+    s = 4 * 3**0.5 / T_2
+    apart = [Estimate(value=value, low=value - 3, high=value + 3) for value in (-s, 0.0, s)]
+    found = over_seeds(apart)
+    assert [found.low, found.high] == pytest.approx([-5, 5], rel=1e-4)
 
 
 @pytest.mark.parametrize(

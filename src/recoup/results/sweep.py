@@ -1,7 +1,7 @@
 """A sweep's leaderboard: one row per injury, variant and method, over its seeds.
 
-Intervals are 95%. Those of scores are over seeds and items (`recoup.evaluate.seeds`); those of fidelity over seeds (Student's t),
-or, with one seed, over that run's prompts. A score of several tasks is their mean, each task counting the same.
+Intervals are 95%. Those of scores are over seeds and items (`recoup.evaluate.seeds`); those of fidelity over seeds and prompts
+(`recoup.sweep.pooled`). A score of several tasks is their mean, each task counting the same.
 """
 
 from recoup.results.base import Estimate, Record, Result

@@ -9,6 +9,7 @@ Shapes: S seeds, K models, I items of a task, R draws.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import hypot
 
 import numpy as np
 from jaxtyping import Float
@@ -63,12 +64,19 @@ def pooled(tasks: Sequence[ScoresSKI], num_draws: int, seed: int) -> Pooled:
 
 
 def over_seeds(values: Sequence[Estimate]) -> Estimate:
-    """Mean of the seeds' values with Student's t interval over seeds; of one seed, its own interval."""
+    """Mean of the seeds' values; its interval has both parts, Student's t over seeds and that of the prompts.
+
+    All seeds have the same prompts, so averaging takes nothing off the second, which is the mean of the seeds' own intervals
+    on each side. The two are independent and add in quadrature. Of one seed: its own interval.
+    """
     if len(values) == 1:
         return values[0]
     found = np.array([value.value for value in values])
-    half = t_quantile(len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
-    return Estimate(value=float(found.mean()), low=float(found.mean() - half), high=float(found.mean() + half))
+    middle = float(found.mean())
+    half = float(t_quantile(len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
+    below = float(np.mean([value.value - value.low for value in values]))
+    above = float(np.mean([value.high - value.value for value in values]))
+    return Estimate(value=middle, low=middle - hypot(half, below), high=middle + hypot(half, above))
 
 
 def t_quantile(degrees: int) -> float:

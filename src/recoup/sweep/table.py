@@ -34,6 +34,7 @@ HEADER = (
 )  # fmt: skip
 IN_A_TERMINAL = (*HEADER[:7], "tokens", "minutes", "seeds")
 GIB = 2**30
+NOT_SCORED = f"{DASH} (not scored)"
 LEGEND = (
     "Intervals are 95%, over seeds and items; of one seed, over items. The best of an injury is marked ★. "
     f"`{OURS} − this` is the difference in general score, paired by seed and item; newly damaged are items of general tasks "
@@ -50,6 +51,11 @@ class Board:
     about: str  # what the damage did, who is above whom, and whether it cost the same
     rows: tuple[tuple[str, ...], ...]  # best first, cells as in HEADER
 
+    def has(self, column: str) -> bool:
+        """Whether anything was scored in a column of HEADER; the line above the table says it of one where nothing was."""
+        place = HEADER.index(column)
+        return any(row[place] != NOT_SCORED for row in self.rows)
+
 
 def boards(result: SweepResult) -> tuple[Board, ...]:
     """A table per injury, in the order of the sweep."""
@@ -62,8 +68,10 @@ def leaderboard_markdown(result: SweepResult) -> str:
     """The whole leaderboard as GitHub-flavoured Markdown, with what failed and what was left out."""
     parts = [f"# {_markdown(result.name)}", LEGEND]
     for board in boards(result):
-        rule = f"| :--- |{' ---: |' * (len(HEADER) - 1)}"
-        lines = [_line(HEADER), rule, *(_line(row) for row in board.rows)]
+        header = [column for column in HEADER if board.has(column)]
+        rule = f"| :--- |{' ---: |' * (len(header) - 1)}"
+        cells = [dict(zip(HEADER, row, strict=True)) for row in board.rows]
+        lines = [_line(header), rule, *(_line([row[column] for column in header]) for row in cells)]
         parts += [f"## {board.injury}", board.about, "\n".join(lines)]
     if not result.rows:
         parts.append("No run is finished yet.")
@@ -76,10 +84,11 @@ def show_leaderboard(console: Console, result: SweepResult) -> None:
     """The columns that matter most in a terminal, with what failed and what was left out."""
     for board in boards(result):
         console.print(f"{board.injury}: {board.about}", markup=False, highlight=False, soft_wrap=True)
-        table = Table(*IN_A_TERMINAL)
+        header = [column for column in IN_A_TERMINAL if board.has(column)]
+        table = Table(*header)
         for row in board.rows:
             cells = dict(zip(HEADER, row, strict=True))
-            table.add_row(*(escape(cells[column]) for column in IN_A_TERMINAL))
+            table.add_row(*(escape(cells[column]) for column in header))
         console.print(table)
     for title, reasons in _left_out(result):
         console.print(f"{title}:")
@@ -132,14 +141,14 @@ def _cells(row: MethodRow, result: SweepResult) -> tuple[str, ...]:
 
 
 def _score(score: Estimate | None) -> str:
-    return f"{DASH} (not scored)" if score is None else interval(score)
+    return NOT_SCORED if score is None else interval(score)
 
 
 def _fraction(fraction: Estimate | None, reference: Estimate | None, degraded: Estimate | None) -> str:
     if fraction is not None:
         return percent_interval(fraction)
     if reference is None or degraded is None:
-        return f"{DASH} (not scored)"
+        return NOT_SCORED
     raised = degraded.low > reference.high
     return f"{DASH} (raised by the damage)" if raised else f"{DASH} (damage not significant)"
 
@@ -150,7 +159,7 @@ def _against(row: MethodRow, result: SweepResult) -> str:
     if row.method == OURS:
         return DASH
     if row.general is None:
-        return f"{DASH} (not scored)"
+        return NOT_SCORED
     variants = {other.variant for other in result.rows if (other.injury, other.method) == (row.injury, OURS)}
     if row.method == NONE and variants - {None}:
         return f"{DASH} (several variants)"
