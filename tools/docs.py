@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- generated: (?P<name>[\w .]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GIB = 2**30
 BENCHMARKS = (
-    "end_to_end", "end_to_end.batch32", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise", "sdft.strict", "sdft.reuse",
-    "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
+    "end_to_end", "end_to_end.batch32", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise",
+    "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
 SWEPT = ("compression",)
 FILLED = (
