@@ -11,13 +11,8 @@ from recoup.report.partition import TRANSITIONS, ItemPartition, partition_items
 from recoup.report.words import DASH, number, percent_interval
 from recoup.results import ModelScores, TaskItems
 
-SHOWN_APART = (
-    "item",
-    "prompt",
-    "completion",
-    "answers",
-    "gold",
-)  # of a sample; whatever else it holds are scores and notes
+# of a sample; whatever else it holds are scores and notes
+SHOWN_APART = ("item", "prompt", "completion", "answers", "gold")
 
 
 @dataclass(frozen=True)

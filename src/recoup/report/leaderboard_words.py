@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from recoup.report.comparison_words import equal
 from recoup.report.leaderboard_grids import injuries, row_name
 from recoup.report.words import counted, duration
-from recoup.results.sweep import MethodRow, SweepResult
+from recoup.results.sweep import OURS, MethodRow, SweepResult
 
-OURS = "onpolicy"
 _SECONDS_PER_MINUTE = 60
 
 

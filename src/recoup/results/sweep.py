@@ -4,7 +4,11 @@ Intervals are 95%. Those of scores are over seeds and items (`recoup.evaluate.se
 (`recoup.sweep.pooled`). A score of several tasks is their mean, each task counting the same.
 """
 
+from typing import Final
+
 from recoup.results.base import Estimate, Record, Result
+
+OURS: Final = "onpolicy"  # the method that every row is held against
 
 
 class MethodRow(Record):

@@ -17,9 +17,9 @@ from recoup.config.methods import Method
 from recoup.config.sweep import Sweep
 from recoup.config_file import parse
 from recoup.errors import ConfigError
+from recoup.results.sweep import OURS
 
 NONE: Method = "none"
-OURS: Method = "onpolicy"
 
 Tree = dict[str, Any]
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from recoup.config.sweep import Sweep
+from recoup.evaluate.compare import DEGRADED, RECOVERED, REFERENCE
 from recoup.evaluate.seeds import ScoresSKI
 from recoup.results import Estimate
-from recoup.results.sweep import MethodRow, SweepResult
+from recoup.results.sweep import OURS, MethodRow, SweepResult
 from recoup.run_folder import RunFolder
-from recoup.sweep.expand import NONE, OURS, Plan
-from recoup.sweep.pooled import DEGRADED, RECOVERED, REFERENCE, Pooled, over_seeds, pooled
+from recoup.sweep.expand import NONE, Plan
+from recoup.sweep.pooled import Pooled, over_seeds, pooled
 from recoup.sweep.proof import Proof, finished, stacked
 
 FEWEST_DRAWS = 10_000  # over several seeds, whose draws have heavy tails (`recoup.evaluate.seeds`)

@@ -10,11 +10,11 @@ from functools import cached_property
 import numpy as np
 
 from recoup.errors import DataError
+from recoup.evaluate.compare import REFERENCE
 from recoup.evaluate.seeds import ScoresSKI
 from recoup.results import DiagnoseResult, EvaluateResult, ModelScores, RecoverResult, TaskItems, TokenDamage
 from recoup.run_folder import RunFolder, result_path
 from recoup.sweep.expand import PlannedRun
-from recoup.sweep.pooled import REFERENCE
 
 
 def finished(folder: RunFolder) -> bool:

@@ -25,8 +25,8 @@ from recoup.report.words import (
     significant_interval,
 )
 from recoup.results import Estimate
-from recoup.results.sweep import MethodRow, SweepResult
-from recoup.sweep.expand import NONE, OURS
+from recoup.results.sweep import OURS, MethodRow, SweepResult
+from recoup.sweep.expand import NONE
 
 HEADER = (
     "method", "general score", "general recovered", "task score", "task recovered", f"{OURS} − this", "token KL, nats",
