@@ -9,11 +9,15 @@ from recoup.report.leaderboard_grids import method_grid, ranked
 from recoup.report.leaderboard_plots import leaderboard_figure
 from recoup.report.leaderboard_words import said, title
 from recoup.results import Estimate
-from recoup.results.sweep import MethodRow, SweepResult
+from recoup.results.sweep import Before, BeforeRepair, Measured, MethodRow, SweepResult
 from recoup.run_folder import RunFolder, write_text
 
 from .conftest import around
 from .reading import ATTACK, Page, curves
+
+
+def task(score: float) -> Measured:
+    return Measured(score=around(score, 0.03), fraction=None, against=None)
 
 
 def row(method: str, general: float, fraction: float | None, /, **changes: object) -> MethodRow:
@@ -22,11 +26,13 @@ def row(method: str, general: float, fraction: float | None, /, **changes: objec
         "variant": None,
         "method": method,
         "num_seeds": 3,
-        "general": around(general, 0.02),
-        "general_fraction": None if fraction is None else around(fraction, 0.2),
-        "task": around(0.6, 0.03),
-        "task_fraction": None,
-        "against": None if method == "onpolicy" else around(0.45 - general, 0.02),
+        "general": Measured(
+            score=around(general, 0.02),
+            fraction=None if fraction is None else around(fraction, 0.2),
+            against=None if method == "onpolicy" else around(0.45 - general, 0.02),
+        ),
+        "text": None,
+        "task": task(0.6),
         "token_kl_nats": around(0.1, 0.01),
         "top1_agreement": around(0.9, 0.01),
         "cka": 0.95,
@@ -54,10 +60,13 @@ def sweep(*rows: MethodRow, **changes: object) -> SweepResult:
         "rows": rows,
         "skipped": {"x-lora-seed0": "a grid leaves no room"},
         "failed": {"tooluse-sft-seed2": "out of memory"},
-        "reference": {"tooluse": around(0.45, 0.02)},
-        "degraded": {"tooluse": around(0.35, 0.02)},
-        "reference_task": {"tooluse": around(0.5, 0.03)},
-        "degraded_task": {"tooluse": around(0.61, 0.03)},
+        "before": {
+            "tooluse": BeforeRepair(
+                general=Before(reference=around(0.45, 0.02), degraded=around(0.35, 0.02)),
+                text=None,
+                task=Before(reference=around(0.5, 0.03), degraded=around(0.61, 0.03)),
+            )
+        },
         "seconds": 7200.0,
         **changes,
     }
@@ -78,7 +87,7 @@ def test_the_best_stands_first():
     assert [found.method for found in ranked(WHOLE, "tooluse")] == ["lora", "onpolicy", "replay", "sft", "none"]
     # without fractions points over the damaged model count: general 0.03, task −0.01; 0.02, 0.03
     first = row("sft", 0.38, None)
-    second = row("lora", 0.37, None, task=around(0.64, 0.03))
+    second = row("lora", 0.37, None, task=task(0.64))
     assert [found.method for found in ranked(sweep(first, second), "tooluse")] == ["lora", "sft"]
 
 
@@ -89,7 +98,7 @@ def test_a_row_says_what_was_measured():
     assert grid.rows[0][:3] == ("reference", "–", "0.450 [0.430, 0.470]")
     assert grid.rows[1][:3] == ("damaged", "–", "0.350 [0.330, 0.370]")
     assert grid.rows[2] == (
-        "lora", "3", "▲ 0.480 [0.460, 0.500]", "▲ 130% [110%, 150%]", "▲ 0.600 [0.570, 0.630]", "−0.030 [−0.050, −0.010]",
+        "lora", "3", "▲ 0.480 [0.460, 0.500]", "▲ 130% [110%, 150%]", "−0.030 [−0.050, −0.010]", "▲ 0.600 [0.570, 0.630]",
         "0.100 [0.0900, 0.110]", "0.900 [0.890, 0.910]", "0.950", "4", "40,000", "5.0 min", "2.00 GiB", "exact",
     )  # fmt: skip
 
@@ -100,7 +109,7 @@ def test_sentences_claim_what_intervals_tell():
         "In general score onpolicy is above none, sft; below lora; not told apart from replay.",
         "Equal tokens and time: methods that train took 40,000 tokens and 5.0 min.",
     ]
-    unequal = sweep(row("onpolicy", 0.4, 1.0, num_seeds=1), row("sft", 0.4, 1.0, num_tokens=9e4, against=None))
+    unequal = sweep(row("onpolicy", 0.4, 1.0, num_seeds=1), row("sft", 0.4, 1.0, num_tokens=9e4, general=task(0.4)))
     assert said(unequal, "tooluse") == [
         "onpolicy: with one seed, so their intervals are over items and say nothing of another seed.",
         "Equal time: methods that train took 40,000 to 90,000 tokens and 5.0 min.",
@@ -125,7 +134,7 @@ def test_variants_and_missing_parts(tmp_path: Path):
     rows = [
         row("onpolicy", 0.45, 1.0, variant="both", injury="int3", task=None, cka=None),
         row("sft", 0.40, 0.5, variant="both", injury="int3", task=None, cka=None, structure_exact=False),
-        row("none", 0.35, 0.0, injury="int3", general=None, against=None, task=None, cka=None),
+        row("none", 0.35, 0.0, injury="int3", general=None, task=None, cka=None),
     ]
     page = page_of(sweep(*rows, failed={}, skipped={}), tmp_path / "index.html")
     assert "onpolicy (both) is above sft." in page.text
@@ -135,7 +144,7 @@ def test_variants_and_missing_parts(tmp_path: Path):
 
 
 def test_nothing_finished(tmp_path: Path):
-    empty = sweep(reference={}, degraded={}, reference_task={}, degraded_task={})
+    empty = sweep(before={})
     assert "No run of this sweep is finished." in page_of(empty, tmp_path / "index.html").text
     assert draw_leaderboard(empty, tmp_path / "figure.svg").is_file()
 
@@ -185,5 +194,6 @@ def test_hostile_names_are_inert(tmp_path: Path):
 
 def test_what_is_not_a_number_is_best_of_nothing():
     nowhere = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
-    grid = method_grid(sweep(row("sft", 0.4, None, general=nowhere), row("lora", 0.4, None)), "tooluse")
+    nothing = Measured(score=nowhere, fraction=None, against=None)
+    grid = method_grid(sweep(row("sft", 0.4, None, general=nothing), row("lora", 0.4, None)), "tooluse")
     assert not any(cell.startswith("▲") for line in grid.rows for cell in line[2:3])

@@ -14,6 +14,7 @@ from recoup.results import (
     TaskItems,
     TokenDamage,
 )
+from recoup.results.evaluate import MEAN_LOGP
 from recoup.run_folder import RunFolder, result_path, write_json, write_text
 from recoup.sweep.expand import PlannedRun
 
@@ -66,7 +67,11 @@ def write_recovery(folder: RunFolder, method: str, student: str, num_tokens: int
 def write_scores(folder: RunFolder, state: str, model: str, scores: Scores) -> None:
     tasks = tuple(
         TaskItems(
-            task=task, metric="acc", item_ids=tuple(f"{task}/{n}" for n in range(len(items))), scores=tuple(items)
+            task=task,
+            metric="acc" if min(items) >= 0 else MEAN_LOGP,
+            item_ids=tuple(f"{task}/{n}" for n in range(len(items))),
+            scores=tuple(items),
+            further={"missed": tuple(1 - score for score in items)} if min(items) >= 0 else {},
         )
         for task, items in scores.items()
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recoup.errors import DataError
-from recoup.results.sweep import MethodRow, SweepResult
+from recoup.results.sweep import Before, MethodRow, SweepResult
 from recoup.run_folder import RunFolder, result_path
 from recoup.sweep.expand import Plan, expand
 from recoup.sweep.leaderboard import Leaderboard
@@ -15,17 +15,17 @@ from tests.sweep.records import Scores, write_finished, write_scores
 from tests.sweep.sweeps import SFT, sweep, tree
 
 SETTINGS = tree(
-    base={"evaluate": {"tasks": ["arc_easy", "piqa", "lambada", "tooluse"], "num_bootstrap": 200}},
+    base={"evaluate": {"tasks": ["arc_easy", "piqa", "wikitext2", "tooluse"], "num_bootstrap": 200}},
     injuries={"tooluse": {"task": "tooluse", "settings": {"degrade": [SFT]}}},
     seeds=[0, 1, 2],
 )
 
-# 10 items a task. General: arc_easy 10 → 4 of 10 by the damage; piqa 8 → 4; a log probability, which is not counted.
-REFERENCE: Scores = {"arc_easy": [1] * 10, "piqa": [1] * 8 + [0] * 2, "lambada": [-1.5] * 10, "tooluse": [0] * 10}
+# 10 items a task. General: arc_easy 10 → 4 of 10 by the damage; piqa 8 → 4; a text: −1.5 → −3.5.
+REFERENCE: Scores = {"arc_easy": [1] * 10, "piqa": [1] * 8 + [0] * 2, "wikitext2": [-1.5] * 10, "tooluse": [0] * 10}
 DEGRADED: Scores = {
     "arc_easy": [1] * 4 + [0] * 6,
     "piqa": [1] * 3 + [0] * 6 + [1],
-    "lambada": [-3.5] * 10,
+    "wikitext2": [-3.5] * 10,
     "tooluse": [1] * 10,
 }
 
@@ -33,7 +33,13 @@ DEGRADED: Scores = {
 def repaired(right: int) -> Scores:
     """arc_easy: so many right, two of those that the damage left lost. piqa: one right for one that only the damage brought."""
     arc = [0.0, 0.0, 1.0, 1.0] + [1.0] * (right - 2) + [0.0] * (8 - right)
-    return {**DEGRADED, "arc_easy": arc, "piqa": [1, 1, 1, 0, 1, 0, 0, 0, 0, 0], "tooluse": [1] * 9 + [0]}
+    return {
+        **DEGRADED,
+        "arc_easy": arc,
+        "wikitext2": [-2.0] * 10,
+        "piqa": [1, 1, 1, 0, 1, 0, 0, 0, 0, 0],
+        "tooluse": [1] * 9 + [0],
+    }
 
 
 def written(tmp_path: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> tuple[Leaderboard, Plan]:
@@ -48,6 +54,11 @@ def written(tmp_path: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> tuple[Lead
     return Leaderboard(whole, plan, tmp_path), plan
 
 
+def values(before: Before | None) -> tuple[float, float]:
+    assert before is not None
+    return before.reference.value, before.degraded.value
+
+
 def by_method(result: SweepResult) -> dict[str, MethodRow]:
     return {row.method: row for row in result.rows}
 
@@ -58,23 +69,29 @@ def test_three_seeds(tmp_path: Path) -> None:
     assert (result.name, result.failed, result.seconds) == ("small", {"x": "why"}, 5.0)
     assert [row.method for row in result.rows] == ["none", "interpolate", "onpolicy"]
     # reference (10 + 8) / 20, damaged (4 + 4) / 20; the task 0 and 1
-    assert result.reference["tooluse"].value == pytest.approx(0.9)
-    assert result.degraded["tooluse"].value == pytest.approx(0.4)
-    assert (result.reference_task["tooluse"].value, result.degraded_task["tooluse"].value) == (0, 1)
+    before = result.before["tooluse"]
+    assert values(before.general) == pytest.approx((0.9, 0.4))
+    assert values(before.text) == pytest.approx((-1.5, -3.5))
+    assert values(before.task) == (0, 1)
     ours = by_method(result)["onpolicy"]
     assert ours.runs == tuple(f"tooluse-onpolicy-seed{seed}" for seed in range(3))
     assert ours.num_seeds == 3
     assert ours.general is not None
-    assert ours.general.value == pytest.approx((0.7 + 0.4) / 2)  # arc_easy 0.8, 0.7, 0.6 by seed
-    half = (ours.general.high - ours.general.low) / 2
+    general = ours.general.score
+    assert general.value == pytest.approx((0.7 + 0.4) / 2)  # arc_easy 0.8, 0.7, 0.6 by seed
+    half = (general.high - general.low) / 2
     # arc_easy moves by 0.1 a seed, the mean of two tasks by 0.05; items come on top
     assert half > 4.3027 * 0.05 / 3**0.5
-    assert ours.general_fraction is not None
-    assert ours.general_fraction.value == pytest.approx((0.55 - 0.4) / (0.9 - 0.4))
+    assert ours.general.fraction is not None
+    assert ours.general.fraction.value == pytest.approx((0.55 - 0.4) / (0.9 - 0.4))
+    assert ours.general.against is None
+    assert ours.text is not None
+    assert ours.text.score.value == pytest.approx(-2)
+    assert ours.text.fraction is not None
+    assert ours.text.fraction.value == pytest.approx((3.5 - 2) / (3.5 - 1.5))
     assert ours.task is not None
-    assert ours.task.value == pytest.approx(0.9)
-    assert ours.task_fraction is None  # the damaging step taught it: there is nothing to recover
-    assert ours.against is None
+    assert ours.task.score.value == pytest.approx(0.9)
+    assert ours.task.fraction is None  # the damaging step taught it: there is nothing to recover
     assert ours.token_kl_nats.value == pytest.approx(0.2)
     # over seeds t_2 · 0.1 / sqrt(3), over prompts 0.01 in each seed
     assert ours.token_kl_nats.high == pytest.approx(0.2 + hypot(4.3027 * 0.1 / 3**0.5, 0.01), rel=1e-4)
@@ -84,16 +101,35 @@ def test_three_seeds(tmp_path: Path) -> None:
     assert ours.newly_damaged == 2
 
 
+def test_a_further_score_of_the_task(tmp_path: Path) -> None:
+    _, plan = written(tmp_path)
+    injury = {"task": "tooluse", "task_score": "missed", "settings": {"degrade": [SFT]}}
+    chosen = {**SETTINGS, "injuries": {"tooluse": injury}}
+    result = Leaderboard(sweep(chosen), plan, tmp_path).result({}, 0.0)
+    assert values(result.before["tooluse"].task) == (1, 0)
+    ours = by_method(result)["onpolicy"].task
+    assert ours is not None
+    assert ours.score.value == pytest.approx(0.1)
+    injury["task_score"] = "right_tool"
+    with pytest.raises(DataError, match="tooluse has no score 'right_tool'; choose from acc, missed"):
+        Leaderboard(sweep(chosen), plan, tmp_path).result({}, 0.0)
+
+
 def test_against_is_ours_minus_theirs(tmp_path: Path) -> None:
     rows = by_method(written(tmp_path)[0].result({}, 0.0))
-    against = rows["interpolate"].against
-    assert against is not None
-    assert against.value == pytest.approx((0.7 - 0.5) / 2)
+    interpolate = rows["interpolate"].general
+    assert interpolate is not None
+    assert interpolate.against is not None
+    assert interpolate.against.value == pytest.approx((0.7 - 0.5) / 2)
     none = rows["none"]
-    assert none.against is not None
-    assert none.against.value == pytest.approx((0.7 - 0.4) / 2)
-    assert none.general_fraction is not None
-    assert (none.general_fraction.value, none.general_fraction.low, none.general_fraction.high) == (0, 0, 0)
+    assert none.general is not None
+    assert none.general.against is not None
+    assert none.general.against.value == pytest.approx((0.7 - 0.4) / 2)
+    assert none.text is not None
+    assert none.text.against is not None
+    assert none.text.against.value == pytest.approx(-2 + 3.5)
+    assert none.general.fraction is not None
+    assert (none.general.fraction.value, none.general.fraction.low, none.general.fraction.high) == (0, 0, 0)
     assert (none.num_tokens, none.newly_damaged) == (0, 0)
 
 
@@ -102,7 +138,8 @@ def test_what_is_done_so_far(tmp_path: Path) -> None:
     result_path(RunFolder(tmp_path / "tooluse-onpolicy-seed0").evaluate).unlink()
     rows = by_method(board.result({}, 0.0))
     assert set(rows) == {"none", "interpolate"}
-    assert rows["interpolate"].against is None
+    assert rows["interpolate"].general is not None
+    assert rows["interpolate"].general.against is None
     one = rows["interpolate"].token_kl_nats
     assert (one.value, one.low, one.high) == pytest.approx((0.1, 0.09, 0.11))  # the run's own interval
     # a seed more, and ours: the rows are worked out again

@@ -58,7 +58,7 @@ def test_a_whole_sweep(tiny_model: Path, tmp_path: Path) -> None:
     assert ours.token_kl_nats == proof.recovered_fidelity.token_kl_nats
     assert ours.general is not None
     assert proof.tasks[0].recovered is not None
-    assert ours.general.value == proof.tasks[0].recovered.value
+    assert ours.general.score.value == proof.tasks[0].recovered.value
     # the baseline's damage and scores were believed: none of the files copied was written again
     assert scored == [set(), set()]
     assert not (folder / "int3-onpolicy-seed0" / "degrade" / "quantize" / "checkpoint").exists()

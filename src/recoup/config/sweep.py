@@ -25,12 +25,21 @@ class Injury(Node):
         None,
         description="The benchmark that a damaging step taught, of evaluate.tasks; scored apart from general ability.",
     )
+    task_score: str | None = Field(
+        None, description="Which of that benchmark's scores counts, such as right_tool of tooluse; null: its first."
+    )
     settings: Settings = Field(description="Settings of a run, laid over `base`: `degrade`, or `student`, and more.")
 
     @field_validator("settings")
     @classmethod
     def _leaves_the_sweeps_words(cls, settings: Settings) -> Settings:
         return _without_the_sweeps_words(settings)
+
+    @model_validator(mode="after")
+    def _has_a_task_to_score(self) -> "Injury":
+        if self.task_score is not None and self.task is None:
+            raise ValueError(f"task_score {self.task_score!r} is a score of `task`, which is not given")
+        return self
 
 
 class Sweep(Node):

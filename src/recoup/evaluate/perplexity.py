@@ -19,6 +19,7 @@ from recoup.errors import DataError
 from recoup.evaluate.continuations import Pair, context_length
 from recoup.evaluate.likelihood_task import Answer, Item, LikelihoodTask, opening_token
 from recoup.models.load import LanguageModel
+from recoup.results.evaluate import MEAN_LOGP
 from recoup.run_folder import read_jsonl
 
 WINDOW_TOKENS = 2048  # as in GPTQ (arXiv 2210.17323) and most papers on compression since
@@ -26,7 +27,7 @@ WINDOW_TOKENS = 2048  # as in GPTQ (arXiv 2210.17323) and most papers on compres
 
 def text_task(name: str, file: str, about: str) -> LikelihoodTask:
     """Perplexity of `file`, plain text or JSON lines with a `text` each, under the data folder."""
-    return LikelihoodTask(name=name, file=file, metric="logp_per_token", items=items, about=about)
+    return LikelihoodTask(name=name, file=file, metric=MEAN_LOGP, items=items, about=about)
 
 
 def items(model: LanguageModel, path: Path) -> list[Item]:
@@ -70,9 +71,9 @@ def windows(ids: Sequence[int], width: int, opening: int) -> Iterator[Pair]:
 
 
 def grade(num_tokens: int, answers: Sequence[Answer]) -> dict[str, float]:
-    """`logp_per_token`: mean log p of a token, in nats."""
+    """Mean log p of a token, in nats."""
     ((logp, _greedy),) = answers
-    return {"logp_per_token": logp / num_tokens}
+    return {MEAN_LOGP: logp / num_tokens}
 
 
 WIKITEXT2 = text_task("wikitext2", "wikitext2/valid.txt", "log p per token of Wikipedia text (needs evaluate.data)")

@@ -49,7 +49,7 @@ def render(result: SweepResult, pages: Mapping[str, str]) -> str:
             injury: svg.inline(
                 leaderboard_figure(result, [injury]),
                 f"injury-{place}",
-                f"General and task score of each method for {label(injury)}, with 95% intervals; the numbers are in the table",
+                f"Scores of each method for {label(injury)}, with 95% intervals; the numbers are in the table",
             )
             for place, injury in enumerate(injuries)
         }

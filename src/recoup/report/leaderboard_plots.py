@@ -6,12 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recoup.report.leaderboard_grids import ranked, row_name
+from recoup.report.leaderboard_grids import NOT_SCORED, ranked, row_name
 from recoup.report.plots import BAND, LOOKS, Look, legend_above
 from recoup.report.svg import INK
 from recoup.report.words import label
 from recoup.results import Estimate
-from recoup.results.sweep import MethodRow, SweepResult
+from recoup.results.sweep import Before, Measured, MethodRow, SweepResult
 
 _WIDTH = 10.0  # inches
 _ROW = 0.27  # inches
@@ -19,7 +19,11 @@ _AROUND = 0.85  # inches of a panel beside its rows
 _TICKS = 5  # of an axis, at most
 _ROOM = 0.6  # rows above the first and below the last
 _LONGEST = 60  # characters of an injury's name
-GENERAL, TASK = "general score, mean over tasks", "score on the task taught"
+AXES = {
+    "general": "general score, mean over tasks",
+    "text": "log p of a token of text, nats",
+    "task": "score on the task taught",
+}
 KINDS = {
     "on-policy": Look(LOOKS["recovered"].color, "o", filled=True),
     "baseline": Look(INK, "D", filled=False),
@@ -28,7 +32,7 @@ KINDS = {
 
 
 def leaderboard_figure(result: SweepResult, injuries: Sequence[str]) -> Figure:
-    """A panel of rows for each injury: general score, and beside it that of its own task, where some injury has one.
+    """A panel of rows for each injury: general score; beside it log p of text and its own task, where some injury has them.
 
     Lines are the reference and the damaged model; how far a point lies between them is what came back.
     """
@@ -36,25 +40,22 @@ def leaderboard_figure(result: SweepResult, injuries: Sequence[str]) -> Figure:
         figure = Figure(figsize=(_WIDTH, 1.0))
         figure.text(0.5, 0.5, "No run of this sweep is finished.", ha="center")
         return figure
-    columns = [GENERAL, TASK] if any(row.task for row in result.rows if row.injury in injuries) else [GENERAL]
+    shown = [row for row in result.rows if row.injury in injuries]
+    columns = [name for name in AXES if name == "general" or any(getattr(row, name) for row in shown)]
     rows = {injury: ranked(result, injury) for injury in injuries}
     heights = [_AROUND + _ROW * len(found) for found in rows.values()]
     figure = Figure(figsize=(_WIDTH, 0.4 + sum(heights)), layout="constrained")
     grid = figure.subplots(len(injuries), len(columns), squeeze=False, height_ratios=heights)
     for line, (injury, found) in zip(grid, rows.items(), strict=True):
         names = [label(row_name(row)) for row in found]
-        _panel(
-            line[0], found, [row.general for row in found], result.reference.get(injury), result.degraded.get(injury)
-        )
-        line[0].set_yticks(range(len(found)), names)
+        before = result.before.get(injury, NOT_SCORED)
+        for axes, column in zip(line, columns, strict=True):
+            measured: list[Measured | None] = [getattr(row, column) for row in found]
+            _panel(axes, found, [one.score if one else None for one in measured], getattr(before, column))
+            axes.set_yticks(range(len(found)), names if axes is line[0] else [])
+            axes.set_xlabel(AXES[column])
         if len(injuries) > 1:  # alone, it stands in the heading above
             line[0].set_title(label(injury, _LONGEST))
-        line[0].set_xlabel(GENERAL)
-        for axes in line[1:]:
-            reference, degraded = result.reference_task.get(injury), result.degraded_task.get(injury)
-            _panel(axes, found, [row.task for row in found], reference, degraded)
-            axes.set_yticks(range(len(found)), [])
-            axes.set_xlabel(TASK)
     legend_above(figure, grid[0, 0], columns=5)
     return figure
 
@@ -63,11 +64,10 @@ def _panel(
     axes: Axes,
     rows: Sequence[MethodRow],
     estimates: Sequence[Estimate | None],
-    reference: Estimate | None,
-    degraded: Estimate | None,
+    before: Before | None,
 ) -> None:
-    for known, name, dashes in ((reference, "reference", "--"), (degraded, "degraded", ":")):
-        if known is not None:
+    if before is not None:
+        for known, name, dashes in ((before.reference, "reference", "--"), (before.degraded, "degraded", ":")):
             color = LOOKS[name].color
             axes.axvspan(known.low, known.high, color=color, alpha=BAND / 2, linewidth=0)
             shown = "damaged" if name == "degraded" else name

@@ -1,12 +1,18 @@
 """What a sweep showed, in sentences: who is above whom where the intervals tell, and whether it cost the same."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from recoup.report.comparison_words import equal
 from recoup.report.leaderboard_grids import injuries, row_name
 from recoup.report.words import counted, duration
-from recoup.results.sweep import OURS, MethodRow, SweepResult
+from recoup.results.sweep import OURS, Measured, MethodRow, SweepResult
 
+MEASURES: Mapping[str, Callable[[MethodRow], Measured | None]] = {
+    "general score": attrgetter("general"),
+    "log p of text": attrgetter("text"),
+    "task score": attrgetter("task"),
+}
 _SECONDS_PER_MINUTE = 60
 
 
@@ -28,13 +34,17 @@ def said(result: SweepResult, injury: str) -> list[str]:
     """Sentences on one injury."""
     rows = [row for row in result.rows if row.injury == injury]
     variants = list(dict.fromkeys(row.variant for row in rows))
-    sentences = [_against([row for row in rows if row.variant == variant], variant) for variant in variants]
-    return [sentence for sentence in (*sentences, _seeds(rows), _budget(rows)) if sentence]
+    contrasts = [
+        _against(what, {row.method: measured(row) for row in rows if row.variant == variant}, variant)
+        for variant in variants
+        for what, measured in MEASURES.items()
+    ]
+    return [sentence for sentence in (*contrasts, _seeds(rows), _budget(rows)) if sentence]
 
 
-def _against(rows: Sequence[MethodRow], variant: str | None) -> str:
-    """On-policy repair against the others by the paired difference of the general score."""
-    contrasts = {row.method: row.against for row in rows if row.against is not None and row.method != OURS}
+def _against(what: str, by_method: Mapping[str, Measured | None], variant: str | None) -> str:
+    """On-policy repair against the others by the paired difference of a measure."""
+    contrasts = {method: one.against for method, one in by_method.items() if one and one.against and method != OURS}
     if not contrasts:
         return ""
     groups: Mapping[str, list[str]] = {
@@ -44,7 +54,7 @@ def _against(rows: Sequence[MethodRow], variant: str | None) -> str:
     }
     parts = [f"{words} {', '.join(names)}" for words, names in groups.items() if names]
     which = f" ({variant})" if variant else ""
-    return f"In general score {OURS}{which} is {'; '.join(parts)}."
+    return f"In {what} {OURS}{which} is {'; '.join(parts)}."
 
 
 def _seeds(rows: Sequence[MethodRow]) -> str:

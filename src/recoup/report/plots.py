@@ -15,6 +15,7 @@ from recoup.report.partition import is_share
 from recoup.report.svg import DEGRADED, FAINT, INK, RECOVERED, REFERENCE
 from recoup.report.words import label
 from recoup.results import Estimate, ProbeRecord, RecoverStep, TaskComparison
+from recoup.results.evaluate import MEAN_LOGP
 
 _WIDE = 10.0  # inches
 _HALF = 5.0  # inches; two stand side by side
@@ -45,7 +46,7 @@ LOOKS = {
 }
 STATES = {name: name for name in LOOKS}
 PAIR = {"reference": "teacher", "degraded": "student"}  # what a diagnosis calls them
-METRICS = {"logp_per_token": "log p per token, nats", "logp": "log p, nats"}  # as an axis names them
+METRICS = {MEAN_LOGP: "log p per token, nats", "logp": "log p, nats"}  # as an axis names them
 PHASES = {
     "off_policy": ("off-policy (teacher writes)", Look(REFERENCE, "s", filled=False), "--"),
     "on_policy": ("on-policy (student writes)", Look(RECOVERED, "o", filled=True), "-"),

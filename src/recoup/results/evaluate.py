@@ -1,11 +1,13 @@
 """The proof: scores by item, comparisons, samples."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from recoup.results.base import Estimate, Record, Result
 from recoup.results.fidelity import TokenDamage
+
+MEAN_LOGP: Final = "logp_per_token"  # the score of a text (perplexity): mean log p of a token, nats
 
 
 class TaskItems(Record):

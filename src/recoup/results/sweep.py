@@ -11,20 +11,39 @@ from recoup.results.base import Estimate, Record, Result
 OURS: Final = "onpolicy"  # the method that every row is held against
 
 
+class Before(Record):
+    """What a method starts from and what it should come back to, by one measure."""
+
+    reference: Estimate
+    degraded: Estimate
+
+
+class Measured(Record):
+    """One method by one measure."""
+
+    score: Estimate
+    fraction: Estimate | None  # recovered fraction; none where the damage is not significant
+    against: Estimate | None  # onpolicy minus this method, paired by seed and item: above 0, onpolicy wins
+
+
+class BeforeRepair(Record):
+    """An injury by each measure; none where no such task was scored."""
+
+    general: Before | None  # mean over the benchmarks that no injury taught and whose scores are shares
+    text: Before | None  # mean over the texts, log p of a token in nats
+    task: Before | None  # the task that the damaging step taught
+
+
 class MethodRow(Record):
-    """One injury, variant and method, over the seeds that are done."""
+    """One injury, variant and method, over the seeds that are done; measures as in `BeforeRepair`."""
 
     injury: str
     variant: str | None
     method: str
     num_seeds: int
-    general: Estimate | None  # mean score over the general tasks; none where no such task was scored
-    general_fraction: Estimate | None  # recovered fraction; none where the damage is not significant
-    task: Estimate | None  # score on the task that the damaging step taught
-    task_fraction: Estimate | None  # as general_fraction
-    against: (
-        Estimate | None
-    )  # onpolicy minus this method, general score, paired by seed and item: above 0, onpolicy wins
+    general: Measured | None
+    text: Measured | None
+    task: Measured | None
     token_kl_nats: Estimate  # KL(reference ‖ recovered)
     top1_agreement: Estimate
     cka: float | None  # debiased linear CKA with the reference after the repair, mean over blocks
@@ -39,14 +58,11 @@ class MethodRow(Record):
 
 
 class SweepResult(Result):
-    """What is done of a sweep. By injury: the mean score over general tasks, and that of the injury's own task."""
+    """What is done of a sweep."""
 
     name: str
     rows: tuple[MethodRow, ...]
     skipped: dict[str, str]  # run name → why it is impossible
     failed: dict[str, str]  # run name → error line
-    reference: dict[str, Estimate]
-    degraded: dict[str, Estimate]
-    reference_task: dict[str, Estimate]
-    degraded_task: dict[str, Estimate]
+    before: dict[str, BeforeRepair]  # by injury
     seconds: float  # that the sweep ran, all its sittings together

@@ -1,10 +1,13 @@
 """A sweep's records as rows: each injury, variant and method over the seeds that are done.
 
-General ability is the mean over the benchmarks that no injury of the sweep taught and whose scores are shares (0 to 1); log
-probabilities have no common scale with them. Reference and damaged model are those of the runs without repair.
+Three measures. General ability is the mean over the benchmarks that no injury of the sweep taught and whose scores are shares
+(0 to 1). Log probabilities have no common scale with them: those of texts (perplexity) are a measure of their own, far finer
+than benchmarks of a few hundred items. The third is the task that the damage taught. Reference and damaged model are those of
+the runs without repair.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +16,27 @@ from recoup.config.sweep import Sweep
 from recoup.evaluate.compare import DEGRADED, RECOVERED, REFERENCE
 from recoup.evaluate.seeds import ScoresSKI
 from recoup.results import Estimate
-from recoup.results.sweep import OURS, MethodRow, SweepResult
+from recoup.results.evaluate import MEAN_LOGP
+from recoup.results.sweep import OURS, Before, BeforeRepair, Measured, MethodRow, SweepResult
 from recoup.run_folder import RunFolder
 from recoup.sweep.expand import NONE, Plan
 from recoup.sweep.pooled import Pooled, over_seeds, pooled
-from recoup.sweep.proof import Proof, finished, stacked
+from recoup.sweep.proof import Proof, Wanted, finished, stacked
 
 FEWEST_DRAWS = 10_000  # over several seeds, whose draws have heavy tails (`recoup.evaluate.seeds`)
 SECONDS_PER_MINUTE = 60
 
 Group = tuple[str, str | None, str]  # injury, variant, method
 Names = tuple[str, ...]  # of runs
-States = tuple[Estimate, Estimate]  # reference, degraded
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The scores that each measure is the mean of; of none, where nothing of the kind was scored."""
+
+    general: Sequence[Wanted]
+    text: Sequence[Wanted]
+    task: Sequence[Wanted]
 
 
 class Leaderboard:
@@ -34,7 +46,7 @@ class Leaderboard:
         self._sweep, self._plan, self._root = sweep, plan, root
         self._taught = {injury.task for injury in sweep.injuries.values()}
         self._rows: dict[Names, MethodRow] = {}
-        self._states: dict[Names, tuple[States | None, States | None]] = {}
+        self._before: dict[Names, BeforeRepair] = {}
 
     def result(self, failed: Mapping[str, str], seconds: float) -> SweepResult:
         """The leaderboard now.
@@ -44,21 +56,16 @@ class Leaderboard:
             seconds: that the sweep ran.
 
         Raises:
-            DataError: a record cannot be read, or runs were not scored on the same items.
+            DataError: a record cannot be read, runs were not scored on the same items, or a task lacks the score that its
+                injury names.
         """
         groups = self._groups()
-        before = {group[0]: self._before(proofs) for group, proofs in groups.items() if group[2] == NONE}
-        general = {injury: states for injury, (states, _) in before.items() if states is not None}
-        task = {injury: states for injury, (_, states) in before.items() if states is not None}
         return SweepResult(
             name=self._sweep.name,
             rows=tuple(self._row(group, groups) for group in groups),
             skipped=self._plan.skipped,
             failed=dict(failed),
-            reference={injury: states[REFERENCE] for injury, states in general.items()},
-            degraded={injury: states[DEGRADED] for injury, states in general.items()},
-            reference_task={injury: states[REFERENCE] for injury, states in task.items()},
-            degraded_task={injury: states[DEGRADED] for injury, states in task.items()},
+            before={group[0]: self._before_repair(proofs) for group, proofs in groups.items() if group[2] == NONE},
             seconds=seconds,
         )
 
@@ -77,54 +84,55 @@ class Leaderboard:
         proofs, ours = groups[group], groups.get((injury, variant, OURS), ())
         key = _names([*proofs, *ours])
         if key not in self._rows:
-            self._rows[key] = _row(proofs, ours, self._general(proofs), self._task(proofs))
+            self._rows[key] = _row(proofs, ours, self._measures(proofs))
         return self._rows[key]
 
-    def _before(self, proofs: Sequence[Proof]) -> tuple[States | None, States | None]:
-        """Reference and damaged model on the general tasks and on the injury's own; none where nothing was scored."""
+    def _before_repair(self, proofs: Sequence[Proof]) -> BeforeRepair:
         key = _names(proofs)
-        if key not in self._states:
-            general, task = (
-                _pooled(proofs, stacked(proofs, tasks)) for tasks in (self._general(proofs), self._task(proofs))
+        if key not in self._before:
+            measures = self._measures(proofs)
+            self._before[key] = BeforeRepair(
+                general=_before(proofs, measures.general),
+                text=_before(proofs, measures.text),
+                task=_before(proofs, measures.task),
             )
-            self._states[key] = _states(general), _states(task)
-        return self._states[key]
+        return self._before[key]
 
-    def _general(self, proofs: Sequence[Proof]) -> list[str]:
-        """Names of the general tasks."""
+    def _measures(self, proofs: Sequence[Proof]) -> Measures:
         models = [model for proof in proofs for model in proof.scores]
-        names = [name for name in models[0] if name not in self._taught]
-        return [name for name in names if all(0 <= score <= 1 for model in models for score in model[name].scores)]
-
-    def _task(self, proofs: Sequence[Proof]) -> list[str]:
-        """Name of the injury's own task, if it has one."""
-        task = self._sweep.injuries[proofs[0].planned.injury].task
-        return [] if task is None else [task]
+        untaught = [name for name in models[0] if name not in self._taught]
+        shares = [name for name in untaught if all(0 <= score <= 1 for model in models for score in model[name].scores)]
+        texts = [name for name in untaught if models[0][name].metric == MEAN_LOGP]
+        injury = self._sweep.injuries[proofs[0].planned.injury]
+        return Measures(
+            general=[Wanted(name) for name in shares],
+            text=[Wanted(name) for name in texts],
+            task=[] if injury.task is None else [Wanted(injury.task, injury.task_score)],
+        )
 
 
 def _names(proofs: Sequence[Proof]) -> Names:
     return tuple(proof.planned.name for proof in proofs)
 
 
-def _states(models: Pooled | None) -> States | None:
-    return None if models is None else (models.model(REFERENCE), models.model(DEGRADED))
+def _before(proofs: Sequence[Proof], wanted: Sequence[Wanted]) -> Before | None:
+    found = _pooled(proofs, stacked(proofs, wanted))
+    return Before(reference=found.model(REFERENCE), degraded=found.model(DEGRADED)) if found else None
 
 
-def _row(proofs: Sequence[Proof], ours: Sequence[Proof], general: list[str], task: list[str]) -> MethodRow:
+def _row(proofs: Sequence[Proof], ours: Sequence[Proof], measures: Measures) -> MethodRow:
     run, repairs = proofs[0].planned, [proof.repair for proof in proofs]
-    general_scores, task_scores = stacked(proofs, general), stacked(proofs, task)
-    on_general, on_task = _pooled(proofs, general_scores), _pooled(proofs, task_scores)
+    against = () if run.method == OURS else ours
+    general_scores = stacked(proofs, measures.general)
     ckas = [proof.cka for proof in proofs if proof.cka is not None]
     return MethodRow(
         injury=run.injury,
         variant=run.variant,
         method=run.method,
         num_seeds=len(proofs),
-        general=on_general and on_general.model(RECOVERED),
-        general_fraction=on_general and on_general.fraction(),
-        task=on_task and on_task.model(RECOVERED),
-        task_fraction=on_task and on_task.fraction(),
-        against=None if run.method == OURS else _against(ours, proofs, general),
+        general=_measured(proofs, against, measures.general),
+        text=_measured(proofs, against, measures.text),
+        task=_measured(proofs, against, measures.task),
         token_kl_nats=over_seeds([proof.fidelity.token_kl_nats for proof in proofs]),
         top1_agreement=over_seeds([proof.fidelity.top1_agreement for proof in proofs]),
         cka=float(np.mean(ckas)) if ckas else None,
@@ -132,9 +140,16 @@ def _row(proofs: Sequence[Proof], ours: Sequence[Proof], general: list[str], tas
         minutes=_mean([repair.seconds for repair in repairs]) / SECONDS_PER_MINUTE,
         peak_memory_bytes=_mean([repair.peak_memory_bytes for repair in repairs]),
         structure_exact=all(repair.structure_exact for repair in repairs),
-        runs=tuple(proof.planned.name for proof in proofs),
+        runs=_names(proofs),
         newly_damaged=round(sum(_newly_damaged(scores) for scores in general_scores) / len(proofs)),
     )
+
+
+def _measured(proofs: Sequence[Proof], ours: Sequence[Proof], wanted: Sequence[Wanted]) -> Measured | None:
+    found = _pooled(proofs, stacked(proofs, wanted))
+    if found is None:
+        return None
+    return Measured(score=found.model(RECOVERED), fraction=found.fraction(), against=_against(ours, proofs, wanted))
 
 
 def _pooled(proofs: Sequence[Proof], tasks: list[ScoresSKI]) -> Pooled | None:
@@ -144,7 +159,7 @@ def _pooled(proofs: Sequence[Proof], tasks: list[ScoresSKI]) -> Pooled | None:
     return pooled(tasks, num_draws, evaluate.seed) if tasks else None
 
 
-def _against(ours: Sequence[Proof], theirs: Sequence[Proof], general: list[str]) -> Estimate | None:
+def _against(ours: Sequence[Proof], theirs: Sequence[Proof], wanted: Sequence[Wanted]) -> Estimate | None:
     """Ours minus theirs over the seeds that both have, paired by seed and item."""
     by_seed = {proof.planned.seed: proof for proof in ours}
     pairs = [(by_seed[proof.planned.seed], proof) for proof in theirs if proof.planned.seed in by_seed]
@@ -153,7 +168,7 @@ def _against(ours: Sequence[Proof], theirs: Sequence[Proof], general: list[str])
     first, second = (list(side) for side in zip(*pairs, strict=True))
     both = [
         np.stack([one_SKI[:, RECOVERED], other_SKI[:, RECOVERED]], axis=1)
-        for one_SKI, other_SKI in zip(stacked(first, general), stacked(second, general), strict=True)
+        for one_SKI, other_SKI in zip(stacked(first, wanted), stacked(second, wanted), strict=True)
     ]
     found = _pooled(first, both)
     return None if found is None else found.difference(0, 1)

@@ -66,11 +66,19 @@ class Proof:
         return float(np.mean([layer.linear_cka for layer in layers])) if layers else None
 
 
-def stacked(proofs: Sequence[Proof], tasks: Sequence[str]) -> list[ScoresSKI]:
-    """The scores on each of `tasks`, seeds in the order of `proofs`.
+@dataclass(frozen=True)
+class Wanted:
+    """A score of a task: its first, or one of its further ones by name."""
+
+    task: str
+    score: str | None = None
+
+
+def stacked(proofs: Sequence[Proof], wanted: Sequence[Wanted]) -> list[ScoresSKI]:
+    """Each of the wanted scores, seeds in the order of `proofs`.
 
     Raises:
-        DataError: the seeds were not scored on the same items.
+        DataError: the seeds were not scored on the same items, or a task has no such score.
     """
     first = _items(proofs[0].scores[REFERENCE])
     for proof in proofs:
@@ -80,8 +88,18 @@ def stacked(proofs: Sequence[Proof], tasks: Sequence[str]) -> list[ScoresSKI]:
                 "items are drawn by evaluate.seed: remove both and run the sweep again"
             )
     return [
-        np.array([[model[task].scores for model in proof.scores] for proof in proofs], dtype=float) for task in tasks
+        np.array([[_chosen(model[one.task], one.score) for model in proof.scores] for proof in proofs], dtype=float)
+        for one in wanted
     ]
+
+
+def _chosen(items: TaskItems, score: str | None) -> tuple[float, ...]:
+    known = {items.metric: items.scores, **items.further}
+    if score is None:
+        return items.scores
+    if score not in known:
+        raise DataError(f"task_score: {items.task} has no score {score!r}; choose from {', '.join(known)}")
+    return known[score]
 
 
 def _items(model: dict[str, TaskItems]) -> dict[str, tuple[str, tuple[str, ...]]]:

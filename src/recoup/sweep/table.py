@@ -1,18 +1,20 @@
 """A leaderboard as Markdown and in a terminal; pure functions of a `SweepResult`. A cell that is empty says why.
 
 Rows stand as on the page of the sweep (`recoup.report.leaderboard_grids`): the best first, by recovered fraction of general
-ability plus that of the task, points gained over the damaged model in place of a fraction that has no meaning. So a method that
+ability plus that of the task (`leaderboard_grids.standing`). So a method that
 gives general ability back by forgetting what a fine-tune taught loses as much as it gains.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recoup.report.leaderboard_grids import NOT_SCORED as NOTHING
 from recoup.report.leaderboard_grids import injuries, ranked, row_name, standing
 from recoup.report.leaderboard_words import said
 from recoup.report.words import (
@@ -25,20 +27,28 @@ from recoup.report.words import (
     significant_interval,
 )
 from recoup.results import Estimate
-from recoup.results.sweep import OURS, MethodRow, SweepResult
+from recoup.results.sweep import OURS, Before, Measured, MethodRow, SweepResult
 from recoup.sweep.expand import NONE
 
+MEASURES = ("general", "text", "task")  # of a row and of an injury before repair
+COLUMNS = {"general": "general score", "text": "text, log p", "task": "task score"}
+MEASURED = tuple(
+    column for name in MEASURES for column in (COLUMNS[name], f"{name} recovered", f"{OURS} − this, {name}")
+)
 HEADER = (
-    "method", "general score", "general recovered", "task score", "task recovered", f"{OURS} − this", "token KL, nats",
-    "top-1 agreement", "CKA", "newly damaged", "tokens", "minutes", "peak GiB", "on its structure", "seeds",
+    "method", *MEASURED, "token KL, nats", "top-1 agreement", "CKA", "newly damaged", "tokens", "minutes", "peak GiB",
+    "on its structure", "seeds",
 )  # fmt: skip
-IN_A_TERMINAL = (*HEADER[:7], "tokens", "minutes", "seeds")
+IN_A_TERMINAL = (
+    "method", *(column for column in MEASURED if not column.startswith(OURS)), "token KL, nats", "tokens", "minutes", "seeds",
+)  # fmt: skip
 GIB = 2**30
 NOT_SCORED = f"{DASH} (not scored)"
 LEGEND = (
     "Intervals are 95%, over seeds and items; of one seed, over items. The best of an injury is marked ★. "
-    f"`{OURS} − this` is the difference in general score, paired by seed and item; newly damaged are items of general tasks "
-    "that were right before and after the damage and are wrong after the repair; tokens, minutes and memory are the repair's."
+    "Text is the mean log p of a token, in nats, over texts. "
+    f"`{OURS} − this` is a difference paired by seed and item; newly damaged are items of general tasks that were right before "
+    "and after the damage and are wrong after the repair; tokens, minutes and memory are the repair's."
 )
 _MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|])")
 
@@ -102,14 +112,11 @@ def _about(injury: str, result: SweepResult) -> str:
 
 def _damage(injury: str, result: SweepResult) -> str:
     """One line: what reference and damaged model score."""
-    general, task = (
-        f"{what} {interval(before[injury])} → {interval(after[injury])}" if injury in before else f"{what} not scored"
-        for what, before, after in (
-            ("general score", result.reference, result.degraded),
-            ("task score", result.reference_task, result.degraded_task),
-        )
-    )
-    return f"reference → damaged: {general}; {task}"
+    before = result.before.get(injury, NOTHING)
+    states = [(COLUMNS[name], getattr(before, name)) for name in MEASURES]
+    known = [f"{what} {interval(one.reference)} → {interval(one.degraded)}" for what, one in states if one]
+    missing = [what for what, one in states if one is None]
+    return f"reference → damaged: {'; '.join([*known, *(f'{what} not scored' for what in missing)])}"
 
 
 def _rows(rows: Sequence[MethodRow], result: SweepResult) -> tuple[tuple[str, ...], ...]:
@@ -121,13 +128,11 @@ def _rows(rows: Sequence[MethodRow], result: SweepResult) -> tuple[tuple[str, ..
 
 
 def _cells(row: MethodRow, result: SweepResult) -> tuple[str, ...]:
+    before = result.before.get(row.injury, NOTHING)
+    measured = (_measured(row, getattr(row, name), getattr(before, name), result) for name in MEASURES)
     return (
         row_name(row),
-        _score(row.general),
-        _fraction(row.general_fraction, result.reference.get(row.injury), result.degraded.get(row.injury)),
-        _score(row.task),
-        _fraction(row.task_fraction, result.reference_task.get(row.injury), result.degraded_task.get(row.injury)),
-        _against(row, result),
+        *chain.from_iterable(measured),
         significant_interval(row.token_kl_nats),
         interval(row.top1_agreement),
         f"{DASH} (not diagnosed)" if row.cka is None else number(row.cka),
@@ -140,26 +145,29 @@ def _cells(row: MethodRow, result: SweepResult) -> tuple[str, ...]:
     )
 
 
-def _score(score: Estimate | None) -> str:
-    return NOT_SCORED if score is None else interval(score)
+def _measured(
+    row: MethodRow, measured: Measured | None, before: Before | None, result: SweepResult
+) -> tuple[str, str, str]:
+    """Score, recovered fraction and what ours has more."""
+    if measured is None:
+        return NOT_SCORED, NOT_SCORED, NOT_SCORED
+    return interval(measured.score), _fraction(measured.fraction, before), _against(row, measured.against, result)
 
 
-def _fraction(fraction: Estimate | None, reference: Estimate | None, degraded: Estimate | None) -> str:
+def _fraction(fraction: Estimate | None, before: Before | None) -> str:
     if fraction is not None:
         return percent_interval(fraction)
-    if reference is None or degraded is None:
+    if before is None:
         return NOT_SCORED
-    raised = degraded.low > reference.high
+    raised = before.degraded.low > before.reference.high
     return f"{DASH} (raised by the damage)" if raised else f"{DASH} (damage not significant)"
 
 
-def _against(row: MethodRow, result: SweepResult) -> str:
-    if row.against is not None:
-        return interval(row.against)
+def _against(row: MethodRow, against: Estimate | None, result: SweepResult) -> str:
+    if against is not None:
+        return interval(against)
     if row.method == OURS:
         return DASH
-    if row.general is None:
-        return NOT_SCORED
     variants = {other.variant for other in result.rows if (other.injury, other.method) == (row.injury, OURS)}
     if row.method == NONE and variants - {None}:
         return f"{DASH} (several variants)"
