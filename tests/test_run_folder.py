@@ -6,7 +6,7 @@ import pytest
 
 from recoup.errors import DataError, RunFolderError
 from recoup.results import SCHEMA_VERSION, RecoverResult
-from recoup.run_folder import atomic_file, atomic_folder, make_folder, read_jsonl, settle, write_json
+from recoup.run_folder import alone_in, atomic_file, atomic_folder, make_folder, read_jsonl, settle, write_json
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -41,6 +41,16 @@ def test_a_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
         (temporary / "b").write_text("new")
     assert [path.name for path in target.iterdir()] == ["b"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with alone_in(folder), pytest.raises(RunFolderError, match="another recoup is at work here"), alone_in(folder):
+        pass
+    with pytest.raises(ValueError, match="mine"), alone_in(folder):
+        raise ValueError("mine")
+    with alone_in(folder):  # what ended, however it ended, holds nothing
+        pass
 
 
 def test_what_a_killed_write_left_is_settled(tmp_path: Path) -> None:

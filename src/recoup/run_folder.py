@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from recoup.errors import DataError, RunFolderError
@@ -78,6 +79,23 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise RunFolderError(f"{path}: this folder is read-only; choose another with --output")
     return path
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder until the block ends, however it ends.
+
+    Raises:
+        RunFolderError: another process is in it, or the folder cannot be written.
+    """
+    make_folder(folder)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise RunFolderError(
+            f"{folder}: another recoup is at work here; wait for it or stop it, or choose another --output"
+        ) from None
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from recoup.progress import Progress, silent
 from recoup.report import write_leaderboard
 from recoup.report.words import counted
 from recoup.results.sweep import SweepResult
-from recoup.run_folder import RunFolder, result_path, write_text
+from recoup.run_folder import RunFolder, alone_in, result_path, write_text
 from recoup.sweep.expand import Plan, PlannedRun, expand
 from recoup.sweep.launch import Job, Launch, ProcessJob
 from recoup.sweep.leaderboard import Leaderboard
@@ -53,13 +53,19 @@ def run(sweep: Sweep, folder: Path, progress: Progress = silent, launch: Launch 
 
     Raises:
         ConfigError: the settings of a run are wrong; nothing was started.
-        RunFolderError: the folder cannot be written, or holds a run with another config; nothing was started.
+        RunFolderError: the folder cannot be written, holds a run with another config, or another process is at work in it;
+            nothing was started.
         KeyboardInterrupt: Ctrl-C; the runs under way were stopped, and go on where they stopped.
     """
     plan = expand(sweep)
+    with alone_in(folder):
+        return _carry_out(sweep, plan, folder, progress, launch or partial(ProcessJob, workers=sweep.workers))
+
+
+def _carry_out(sweep: Sweep, plan: Plan, folder: Path, progress: Progress, launch: Launch) -> SweepResult:
     _check_configs(plan, folder)
     write_text(folder / "sweep.yaml", yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
-    sitting = _Sitting(sweep, plan, folder, progress, launch or partial(ProcessJob, workers=sweep.workers))
+    sitting = _Sitting(sweep, plan, folder, progress, launch)
     try:
         sitting.work()
     finally:
