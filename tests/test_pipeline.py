@@ -114,6 +114,14 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(
     assert [task.recovered for task in again.tasks] == [task.recovered for task in first.tasks]
 
 
+def test_what_nothing_repaired_is_diagnosed_once(tiny_model: Path, prompts: Path, data: Path, tmp_path: Path) -> None:
+    settings = tree(tiny_model, prompts, data, [{"type": "quantize", "format": "nf4"}]) | {"method": "none"}
+    folder = RunFolder(tmp_path / "run")
+    run(parse(RunConfig, settings, "test"), folder)
+    before, after = (DiagnoseResult.read(folder.diagnose(state) / "result.json") for state in ("before", "after"))
+    assert after == before  # to the seconds it took
+
+
 def test_a_student_you_have(tiny_model: Path, prompts: Path, data: Path, tmp_path: Path) -> None:
     student = save_tiny("llama", tmp_path / "student", seed=3)
     settings = tree(tiny_model, prompts, data, []) | {"student": str(student)}

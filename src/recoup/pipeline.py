@@ -7,6 +7,7 @@ Under `accelerate launch` all processes walk through the stages together: the re
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +27,7 @@ from recoup.progress import Progress, silent
 from recoup.provenance import collect
 from recoup.report import write_report
 from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult, Result
-from recoup.run_folder import RunFolder, make_folder, result_path, write_json, write_text
+from recoup.run_folder import RunFolder, alone_in, make_folder, result_path, write_json, write_text
 from recoup.training.processes import all_processes
 
 R = TypeVar("R", bound=Result)
@@ -36,8 +37,15 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> Ev
     """Run every stage that is not done yet; returns the proof, and leaves the report in `folder.report`.
 
     Raises:
-        RecoupError: whatever a stage raises, before which nothing of that stage is called done.
+        RecoupError: whatever a stage raises, before which nothing of that stage is called done; or another process is at work
+            in this folder.
     """
+    with ExitStack() as held:
+        all_processes().on_main(lambda: held.enter_context(alone_in(folder.root)))
+        return _run(config, folder, progress)
+
+
+def _run(config: RunConfig, folder: RunFolder, progress: Progress) -> EvaluateResult:
     all_processes().on_main(partial(open_run, config, folder))
     states = _degrade(config, folder, progress)
     student = config.student or list(states.values())[-1]
@@ -47,6 +55,8 @@ def run(config: RunConfig, folder: RunFolder, progress: Progress = silent) -> Ev
     _stage(DiagnoseResult, folder.diagnose("before"), partial(diagnose, config.diagnose, diagnosis, progress=progress))
     work = partial(repair, config, RepairInputs(student, states), progress=progress)
     recovered = _stage(RecoverResult, folder.recover, work, together=True)
+    if recovered.checkpoint == student:  # nothing was repaired, so nothing has changed
+        all_processes().on_main(partial(_same_result, folder.diagnose("before"), folder.diagnose("after")))
     check = DiagnoseInputs(reference, recovered.checkpoint, config.seed, config.chat_template, "held_out")
     _stage(DiagnoseResult, folder.diagnose("after"), partial(diagnose, config.diagnose, check, progress=progress))
     proof = EvaluateInputs(reference, student, recovered.checkpoint, config.chat_template)
@@ -79,6 +89,12 @@ def _degrade(config: RunConfig, folder: RunFolder, progress: Progress) -> dict[s
         result = _stage(DegradeResult, folder.degrade(step.type), work)
         states[step.type] = result.checkpoint
     return states
+
+
+def _same_result(of: Path, stage: Path) -> None:
+    """Let a stage that would repeat another have its result."""
+    if not result_path(stage).is_file():
+        write_text(result_path(stage), result_path(of).read_text(encoding="utf-8"))
 
 
 def _stage(kind: type[R], folder: Path, work: Callable[[Path], R], *, together: bool = False) -> R:
