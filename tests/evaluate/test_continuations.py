@@ -1,6 +1,7 @@
 """The batched log-likelihoods against a plain forward pass per pair, and against lm-eval's own model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,4 +169,33 @@ def test_a_sliding_window_shares_no_opening(tiny_models: dict[str, Path]) -> Non
     model = load(str(tiny_models["gemma3_text"]))
     passes = Passes(model)
     continuation_logp(model, opened(model), 10_000)
-    assert passes.tokens == [3 * 55, 4 * 3]
+    # the context with one answer; the others; what is left of their answers
+    assert passes.tokens == [55, 2 * 55, 4 * 3]
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_one_pass_where_a_cache_would_not_pay(tiny_models: dict[str, Path], layout: str) -> None:
+    model = load(str(tiny_models[layout]))
+    alone = [([65, 66, 67], [68, 69, 70]), ([70], [71, 72, 73, 74])]  # lines of 5 and 4 tokens
+    short = [([75, 76], [77, 78, 79]), ([75, 76], [80, 81, 82])]  # 4 tokens each; 2 of 8 are read again
+    twins = [([75, 76], [77, 78, 83])]  # the first of `short`, but for a token that is never read
+    passes = Passes(model)
+    scores = continuation_logp(model, alone + short + twins, 10_000)
+    assert passes.tokens == [4 * 5]
+    for (logp, greedy), pair in zip(scores, alone + short + twins, strict=True):
+        expected, expected_greedy = plain(model, *pair)
+        assert logp == pytest.approx(expected, abs=1e-4)
+        assert greedy == expected_greedy
+
+
+def test_a_text_is_read_in_one_causal_pass(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, causal = load(str(tiny_model)), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, **settings: Any) -> torch.Tensor:
+        causal.append((settings["is_causal"], settings.get("attn_mask")))
+        return attention(*args, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    continuation_logp(model, [([65], list(range(66, 90))), ([65], list(range(66, 80)))], 10_000)
+    assert set(causal) == {(True, None)}

@@ -1,11 +1,14 @@
 """Log-likelihoods of continuations, fast: what several continuations share is read once.
 
 Multiple-choice benchmarks ask for log p(answer | context) of a few answers per context. The contexts, padded on the left, go
-into a KV cache (what all of them begin with, such as worked examples, as one row); their last logits score the first token
-of every answer. What is left of the answers, padded on the right, goes over rows of that cache, so answers of one token,
-such as the letters of MMLU, need no second pass. Only hidden states whose logits are read enter the head (a large part of a
-small model), and whatever an architecture does around it (soft caps, scales) is its own code. Equal inputs are run once. The
-log-softmax is float32 whatever the model's type, on as many logits at a time as stay in the processor's cache.
+into a KV cache (what all of them begin with, such as worked examples, as one row); their last logits score the first token of
+every answer. What is left of the answers, padded on the right, goes over rows of that cache, so answers of one token, such as
+the letters of MMLU, need no second pass. A context with one answer (texts, last words), or so short that it is sooner read
+again for each than kept, goes with its answer in one pass instead, padded on the right: no token sees a pad then, so attention
+is plainly causal, which kernels do in half the time that they take under a mask. Only hidden states whose logits are read enter
+the head (a large part of a small model), and whatever an architecture does around it (soft caps, scales) is its own code. Equal
+inputs are run once. The log-softmax is float32 whatever the model's type, on as many logits at a time as stay in the
+processor's cache.
 
 Shapes: C contexts, B answers (rows) in a batch, P padded context tokens, T padded tokens of a pass, S all columns that it
 attends to, N positions whose logits are read, M scored tokens, V vocabulary.
@@ -33,6 +36,7 @@ LOGITS_TOKENS = 2048  # positions whose logits are held at once: 0.6 GB in bf16 
 SAME_WIDTH = 0.75  # a batch ends where a quarter would be pads,
 SMALLEST_RUN = 8  # unless it were this small
 LEAST_SHARED = 32  # tokens that all contexts must begin with before they are read once for all
+READ_AGAIN = 0.5  # of a context's and its answers' tokens, the most that are read again rather than kept in a cache
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation: token ids
 Answer = tuple[float, bool]  # log p in nats, whether greedy decoding would write it
@@ -45,6 +49,19 @@ class _Row:
     context: int  # its place in the cache
     tokens: tuple[int, ...]
     pairs: tuple[int, ...]  # the pairs that are scored on it
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A context and a continuation without its last token, for one pass."""
+
+    tokens: tuple[int, ...]
+    num_context: int
+    pairs: tuple[int, ...]  # the pairs that are scored on it
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.tokens) - self.num_context + 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,18 @@ def continuation_logp(
     ordered = sorted(by_context, key=len, reverse=True)
     opening = _opening(model, ordered)
     opened = opening.attention_CP.shape[1]
+    if not opened:
+        lines = [_lines(context, continuations, by_context[context]) for context in ordered]
+        at_once = [line for of_context in lines if _read_again(of_context) for line in of_context]
+        for batch in _line_batches(at_once, batch_tokens):
+            starts = accumulate((line.num_targets for line in batch), initial=0)
+            wanted = [
+                _Wanted(i, at, continuations[i]) for at, line in zip(starts, batch, strict=False) for i in line.pairs
+            ]
+            _score(answers, _at_once(model, batch), wanted)
+            done += len(wanted)
+            report(done, len(pairs))
+        ordered = [context for context, of_context in zip(ordered, lines, strict=True) if not _read_again(of_context)]
     widths = [len(context) - opened for context in ordered]
     for run in _runs(widths, lambda widest: min(batch_tokens // (opened + widest), LOGITS_TOKENS)):
         members = [by_context[context] for context in ordered[run]]
@@ -139,6 +168,29 @@ def _runs(widths: Sequence[int], room: Callable[[int], int]) -> Iterator[slice]:
             stop += 1
         yield slice(start, stop)
         start = stop
+
+
+def _lines(context: tuple[int, ...], continuations: Sequence[tuple[int, ...]], pairs: Sequence[int]) -> list[_Line]:
+    """The context with each of its continuations, equal inputs merged."""
+    merged: dict[tuple[int, ...], list[int]] = {}
+    for index in pairs:
+        merged.setdefault(continuations[index][:-1], []).append(index)
+    return [_Line(context + rest, len(context), tuple(indices)) for rest, indices in merged.items()]
+
+
+def _read_again(lines: Sequence[_Line]) -> bool:
+    """Whether a context goes with each of its continuations, rather than into a cache once."""
+    again = (len(lines) - 1) * lines[0].num_context
+    return again <= READ_AGAIN * sum(len(line.tokens) for line in lines)
+
+
+def _line_batches(lines: Sequence[_Line], batch_tokens: int) -> Iterator[list[_Line]]:
+    """The longest first."""
+    ordered = sorted(lines, key=lambda line: len(line.tokens), reverse=True)
+    most = max((line.num_targets for line in lines), default=1)
+    widths = [len(line.tokens) for line in ordered]
+    for run in _runs(widths, lambda widest: min(batch_tokens // widest, LOGITS_TOKENS // most)):
+        yield ordered[run]
 
 
 def _row_batches(
@@ -193,6 +245,18 @@ def _read(
     last_CT = torch.zeros_like(real_CT)
     last_CT[:, -1] = True
     return _Prefix(cache, attention_CP), _logits(model, tokens_CT, attention_CP, cache, last_CT)
+
+
+@torch.inference_mode()
+def _at_once(model: LanguageModel, lines: Sequence[_Line]) -> Float[Tensor, "N V"]:
+    """The logits that predict the continuations, line by line. Pads stand on the right, where no token sees them."""
+    tokens_BT, real_BT = _padded([line.tokens for line in lines], pad_id(model), left=False)
+    firsts_B1 = torch.tensor([[line.num_context - 1] for line in lines])
+    wanted_BT = real_BT & (torch.arange(real_BT.shape[1]) >= firsts_B1)
+    with _head_at(model, wanted_BT.to(model.device)):
+        output = model.model(tokens_BT.to(model.device), use_cache=False)
+    logits_NV: Tensor = output.logits[0]
+    return logits_NV
 
 
 @torch.inference_mode()
