@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from recoup.config import Recover, RunConfig, Term
-from recoup.config.methods import FREE, METHODS, TRAINED, Method, derived, not_possible, task_rows
+from recoup.config.methods import FREE, METHODS, TOWARDS_THE_BASE, TRAINED, Method, derived, not_possible, task_rows
 from recoup.config_file import parse
 from recoup.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_every_method_is_described_and_is_either_kind() -> None:
     assert not {*FREE} & {*TRAINED}
 
 
-@pytest.mark.parametrize("method", ["onpolicy", *FREE])
+@pytest.mark.parametrize("method", ["onpolicy", "onpolicy_interpolated", *FREE])
 def test_as_given(method: Method) -> None:
     assert derived(method, BOTH, TASK) == BOTH
 
@@ -155,7 +155,7 @@ def test_the_rows_of_the_task() -> None:
     assert task_rows(None, degrade[1:]) is None
 
 
-@pytest.mark.parametrize("method", ["interpolate", "svd_repair"])
+@pytest.mark.parametrize("method", TOWARDS_THE_BASE)
 def test_weights_do_not_move_back_to_the_base_from_a_structure(method: str) -> None:
     assert config(method, [SFT_STEP]).method == method
     refused: list[tuple[list[dict[str, Any]], str]] = [

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from recoup.config import RunConfig
-from recoup.config.methods import FREE, METHODS, TRAINED
+from recoup.config.methods import METHODS, TOWARDS_THE_BASE, TRAINED
 from recoup.config_file import parse
 from recoup.errors import ConfigError
 from recoup.methods import run as dispatch
@@ -35,7 +35,7 @@ def test_every_method_has_its_work() -> None:
     assert dispatch.METHODS.keys() == METHODS.keys()
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", [method for method in TRAINED if method not in TOWARDS_THE_BASE])
 def test_a_trained_method_repairs_on_the_structure(
     method: str, tiny_model: Path, quantized: Path, prompt_file: Path, task_file: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +174,29 @@ def test_base_and_student_as_teachers_meet_between_them(
     assert shares[2] == 0.8
 
 
+def test_on_policy_from_where_interpolation_ends(
+    tiny_model: Path, tuned: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    settings = tree("onpolicy_interpolated", prompt_file, model=str(tiny_model), student=str(tuned))
+    settings["recover"]["budget"] = {"seconds": 1000}
+    inputs = RepairInputs(str(tuned), {"model": str(tiny_model)})
+    result = run(parse(RunConfig, settings, "test"), inputs, tmp_path / "both")
+    alone = interpolated(tmp_path / "alone", None, tiny_model, tuned, prompt_file)
+    start = RecoverResult.read(tmp_path / "both" / "start" / "result.json")
+    for name, tensor in weights(start.checkpoint).items():
+        assert torch.equal(tensor, weights(alone.checkpoint)[name]), name
+    assert (result.method, result.steps, result.student) == ("onpolicy_interpolated", 2, str(tuned))
+    assert result.note == alone.note
+    assert result.seconds > start.seconds
+    assert any(
+        not torch.equal(weights(result.checkpoint)[name], tensor) for name, tensor in weights(start.checkpoint).items()
+    )
+    assert run(parse(RunConfig, settings, "test"), inputs, tmp_path / "both").steps == 2  # goes on with what is there
+    settings["recover"]["budget"] = {"seconds": 1e-3}
+    with pytest.raises(ConfigError, match=r"budget.seconds 0.001: interpolate alone took \d+ s; raise it"):
+        run(parse(RunConfig, settings, "test"), inputs, tmp_path / "both")
+
+
 def test_singular_values(tiny_model: Path, tuned: Path, prompt_file: Path, tmp_path: Path) -> None:
     config = parse(RunConfig, tree("svd_repair", prompt_file, model=str(tiny_model), student=str(tuned)), "test")
     result = run(config, RepairInputs(str(tuned), {"model": str(tiny_model)}), tmp_path)
@@ -202,7 +225,7 @@ def test_a_stopped_method_without_training_starts_over(
         assert torch.equal(tensor, weights(fresh.checkpoint)[name]), name
 
 
-@pytest.mark.parametrize("method", [method for method in FREE if method != "none"])
+@pytest.mark.parametrize("method", TOWARDS_THE_BASE)
 def test_a_students_own_structure_is_found_out(
     method: str, tiny_model: Path, quantized: Path, prompt_file: Path, tmp_path: Path
 ) -> None:

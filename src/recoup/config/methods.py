@@ -22,6 +22,7 @@ from recoup.config.recover import Bootstrap, Recover
 Method = Literal[
     "none", "interpolate", "svd_repair",
     "sft", "sft_kl", "replay", "lora", "kd_offpolicy", "sdft", "onpolicy", "onpolicy_cka",
+    "onpolicy_interpolated",
 ]  # fmt: skip
 METHODS: dict[Method, str] = {
     "none": "Nothing: the damaged student as it is.",
@@ -35,9 +36,11 @@ METHODS: dict[Method, str] = {
     "sdft": "On-policy from its own moving average, which sees the task's answers (SDFT, arXiv 2601.19897).",
     "onpolicy": "On-policy self-distillation from an earlier checkpoint (arXiv 2604.15794).",
     "onpolicy_cka": "As onpolicy, with a term on hidden states (arXiv 2606.05682).",
+    "onpolicy_interpolated": "As onpolicy, from the student that interpolate leaves; both are paid from one budget.",
 }
 FREE: tuple[Method, ...] = ("none", "interpolate", "svd_repair")
 TRAINED: tuple[Method, ...] = tuple(method for method in METHODS if method not in FREE)
+TOWARDS_THE_BASE: tuple[Method, ...] = ("interpolate", "svd_repair", "onpolicy_interpolated")
 UNDAMAGED = "model"  # the state of a run before its first injury
 SKIPPED_TOKENS = 3  # SDFT leaves out the first three, which repeat how demonstrations begin (2601.19897)
 ON_POLICY_AT_ONCE = Bootstrap(max_steps=0)
@@ -113,7 +116,7 @@ def not_possible(method: Method, recover: Recover, task_file: str | None, degrad
         degrade: the run's injuries, in order.
     """
     kept = [step.type for step in degrade if step.type != "sft"]  # what fine-tuning after it keeps as well
-    if kept and method in ("interpolate", "svd_repair"):
+    if kept and method in TOWARDS_THE_BASE:
         how = "has other shapes" if kept[-1] in RESHAPING else "lies on a grid or mask"
         return (
             f"method {method} moves weights back towards the earlier model's, and after {kept[-1]} the student {how}, which "
@@ -229,4 +232,5 @@ _CHANGES: dict[Method, Callable[[_Given], dict[str, Any]]] = {
     "sdft": _sdft,
     "onpolicy": _as_given,
     "onpolicy_cka": _on_policy_cka,
+    "onpolicy_interpolated": _as_given,
 }

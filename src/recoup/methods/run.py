@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from recoup.config import RunConfig
+from recoup.config import Recover, RunConfig
 from recoup.config.methods import FREE, Method
+from recoup.errors import ConfigError
 from recoup.methods.free import chosen, unchanged
 from recoup.methods.inputs import RepairInputs
 from recoup.progress import Progress, silent
@@ -54,6 +55,38 @@ def _trained(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Pr
     return recover(settings, pupil, folder, progress)
 
 
+def _interpolated_first(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progress) -> RecoverResult:
+    """On-policy from the student that `interpolate` leaves in `folder/start`, for what that leaves of the budget."""
+    free, processes = config.model_copy(update={"method": "interpolate"}), all_processes()
+    if not processes.share(result_path(folder / "start").is_file()):
+        processes.on_main(partial(chosen, free, inputs, folder / "start", progress))
+    first = RecoverResult.read(result_path(folder / "start"))
+    settings = config.repair
+    pupil = RecoverInputs(
+        first.checkpoint,
+        inputs.teachers(config, settings.terms),
+        config.seed,
+        config.chat_template,
+        config.method,
+        first,
+    )
+    return recover(_less(settings, first.seconds), pupil, folder, progress)
+
+
+def _less(settings: Recover, seconds: float) -> Recover:
+    """The settings with so much less to spend."""
+    budget = settings.budget
+    if budget is None or budget.seconds is None:
+        return settings
+    if budget.seconds <= seconds:
+        raise ConfigError(
+            f"recover.budget.seconds {budget.seconds:g}: interpolate alone took {seconds:.0f} s; raise it, or choose method "
+            "interpolate"
+        )
+    left = budget.model_copy(update={"seconds": budget.seconds - seconds})
+    return settings.model_copy(update={"budget": left})
+
+
 METHODS: dict[Method, Callable[[RunConfig, RepairInputs, Path, Progress], RecoverResult]] = {
     "none": unchanged,
     "interpolate": chosen,
@@ -66,4 +99,5 @@ METHODS: dict[Method, Callable[[RunConfig, RepairInputs, Path, Progress], Recove
     "sdft": _trained,
     "onpolicy": _trained,
     "onpolicy_cka": _trained,
+    "onpolicy_interpolated": _interpolated_first,
 }

@@ -47,6 +47,7 @@ class RecoverInputs:
     seed: int
     chat_template: str | Path | None = None
     method: Method = "onpolicy"  # whose settings these are, for the record
+    after: RecoverResult | None = None  # the repair that left this student, whose student and time the record gives
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,11 @@ def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> Non
     trainer, folder, inputs = repair.trainer, repair.folder, repair.inputs
     checked = save(student, structure, folder / "checkpoint")
     steps = Record(folder).steps()
-    stepper, probe = trainer.parts.stepper, trainer.config.probe
+    stepper, probe, after = trainer.parts.stepper, trainer.config.probe, inputs.after
     result = RecoverResult(
         method=inputs.method,
-        student=inputs.student,
+        note=after.note if after else None,
+        student=after.student if after else inputs.student,
         teachers=inputs.teachers,
         checkpoint=str(folder / "checkpoint"),
         steps=trainer.position.step,
@@ -195,7 +197,7 @@ def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> Non
         stopped=trainer.position.looks.stopped,
         best_step=trainer.position.looks.best if probe is not None and probe.keep_best else None,
         num_processes=repair.processes.number,
-        seconds=sum(_seconds(step) for step in steps),
+        seconds=sum(_seconds(step) for step in steps) + (after.seconds if after else 0.0),
         peak_memory_bytes=peak_memory_bytes(),
     )
     write_text(result_path(folder), result.model_dump_json(indent=2))

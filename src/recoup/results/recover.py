@@ -36,7 +36,7 @@ class RecoverResult(Result):
     """The repair."""
 
     method: str = "onpolicy"  # `method` of the run's config
-    note: str | None = None  # what a repair without training chose, and by what
+    note: str | None = None  # what a repair without training chose, and by what; also where one trained on from there
     student: str
     teachers: tuple[str, ...]
     checkpoint: str

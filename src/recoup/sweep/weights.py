@@ -9,7 +9,8 @@ from recoup.run_folder import RunFolder
 from recoup.sweep.expand import PlannedRun
 
 CHECKPOINT = "checkpoint"
-OF_A_REPAIR = (CHECKPOINT, "state", "best", "scores")  # model, the last and best training state, what teachers said
+# of a repair: the model, the last and the best training state, what teachers said, where it began
+OF_A_REPAIR = (CHECKPOINT, "state", "best", "scores", "start")
 
 
 def drop_repaired_models(run: PlannedRun, runs: Sequence[PlannedRun], root: Path) -> None:
