@@ -70,7 +70,7 @@ def test_items_are_counted(finished: RunFolder):
 def test_a_repair_without_training(run: Run):
     paragraphs = told(replace(run, recovery=FREE))
     assert paragraphs["What it cost"].startswith("The method interpolate (share 0.5) trains nothing; it took 4.2 min")
-    assert "interpolate trains nothing: repair with method: onpolicy." in paragraphs["What to do next"]
+    assert "interpolate trains nothing: repair with method: onpolicy_interpolated." in paragraphs["What to do next"]
 
 
 def test_missing_stages(run: Run):

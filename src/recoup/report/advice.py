@@ -78,7 +78,8 @@ def _not_healed(names: Sequence[str], run: Run, recovery: RecoverResult) -> str:
         return ""
     missing = listed(names, MOST_NAMED)
     if not recovery.steps:
-        return f"{missing} did not come back whole, and {recovery.method} trains nothing: repair with method: onpolicy."
+        trained = "onpolicy_interpolated" if recovery.method == "interpolate" else "onpolicy"
+        return f"{missing} did not come back whole, and {recovery.method} trains nothing: repair with method: {trained}."
     if _still_falling(run):
         return (
             f"{missing} did not come back whole, and the held-out token KL was still falling at the end "
