@@ -17,8 +17,11 @@ from recoup import show
 from recoup.cli import app
 from recoup.config import METHODS
 from recoup.report import score_table_markdown
+from recoup.results.sweep import SweepResult
+from recoup.run_folder import result_path
+from recoup.sweep.table import HEADER, boards
 from tools.benchmark import benchmark
-from tools.evidence import RESULTS, Evidence, leaderboard, read_evidence
+from tools.evidence import RESULTS, SWEEPS, Evidence, leaderboard, read_evidence
 from tools.structure_table import structure_table, trained_table
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +32,7 @@ BENCHMARKS = (
     "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
 SWEPT = ("compression",)
+NUM_BEST = 3  # methods of an injury that the README shows
 FILLED = (
     ROOT / "README.md",
     RESULTS / "README.md",
@@ -125,6 +129,29 @@ def _row(evidence: Evidence, links_from: str) -> str:
     )
 
 
+def swept() -> str:
+    """The best methods of every injury of the sweeps in results/, and what was not repaired."""
+    columns = (
+        "sweep",
+        "injury",
+        "method",
+        "general recovered",
+        "text recovered",
+        "task score",
+        "token KL, nats",
+        "minutes",
+        "seeds",
+    )
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name in SWEPT:
+        result = SweepResult.read(result_path(SWEEPS / name))
+        for board in boards(result):
+            rows = [dict(zip(HEADER, row, strict=True)) for row in board.rows]
+            shown = rows[:NUM_BEST] + [row for row in rows[NUM_BEST:] if row["method"] == "none"]
+            lines += [f"| {' | '.join([name, board.injury, *(row[c] for c in columns[2:])])} |" for row in shown]
+    return "\n".join(lines) + "\n"
+
+
 def methods_table() -> str:
     """What `method:` may say."""
     rows = [f"| `{name}` | {about} |" for name, about in METHODS.items()]
@@ -141,6 +168,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "structures": structure_table,
     "what trains": trained_table,
     "repair methods": methods_table,
+    "sweeps": swept,
 }
 GENERATED |= {f"benchmark {name}": partial(benchmark, name) for name in BENCHMARKS}
 GENERATED |= {f"sweep {name}": partial(leaderboard, name) for name in SWEPT}

@@ -55,7 +55,7 @@ def test_to_forget_the_task_is_not_to_win() -> None:
     assert [cells[0] for cells in board.rows] == ["onpolicy ★", "interpolate", "none"]
     assert board.about.startswith(
         "reference → damaged: general score 0.600 [0.590, 0.610] → 0.400 [0.390, 0.410]; "
-        "task score 0.100 [0.090, 0.110] → 0.600 [0.590, 0.610]; text, log p not scored. In general score onpolicy is "
+        "task score 0.100 [0.090, 0.110] → 0.600 [0.590, 0.610]. In general score onpolicy is "
     )
 
 

@@ -79,7 +79,9 @@ def _not_healed(names: Sequence[str], run: Run, recovery: RecoverResult) -> str:
     missing = listed(names, MOST_NAMED)
     if not recovery.steps:
         trained = "onpolicy_interpolated" if recovery.method == "interpolate" else "onpolicy"
-        return f"{missing} did not come back whole, and {recovery.method} trains nothing: repair with method: {trained}."
+        return (
+            f"{missing} did not come back whole, and {recovery.method} trains nothing: repair with method: {trained}."
+        )
     if _still_falling(run):
         return (
             f"{missing} did not come back whole, and the held-out token KL was still falling at the end "

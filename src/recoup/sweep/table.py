@@ -62,7 +62,7 @@ class Board:
     rows: tuple[tuple[str, ...], ...]  # best first, cells as in HEADER
 
     def has(self, column: str) -> bool:
-        """Whether anything was scored in a column of HEADER; the line above the table says it of one where nothing was."""
+        """Whether anything was scored in a column of HEADER; one where nothing was is left out."""
         place = HEADER.index(column)
         return any(row[place] != NOT_SCORED for row in self.rows)
 
@@ -115,8 +115,7 @@ def _damage(injury: str, result: SweepResult) -> str:
     before = result.before.get(injury, NOTHING)
     states = [(COLUMNS[name], getattr(before, name)) for name in MEASURES]
     known = [f"{what} {interval(one.reference)} → {interval(one.degraded)}" for what, one in states if one]
-    missing = [what for what, one in states if one is None]
-    return f"reference → damaged: {'; '.join([*known, *(f'{what} not scored' for what in missing)])}"
+    return f"reference → damaged: {'; '.join(known) or 'nothing was scored'}"
 
 
 def _rows(rows: Sequence[MethodRow], result: SweepResult) -> tuple[tuple[str, ...], ...]:
