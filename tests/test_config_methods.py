@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from recoup.config import Recover, RunConfig, Term
-from recoup.config.methods import FREE, METHODS, TOWARDS_THE_BASE, TRAINED, Method, derived, not_possible, task_rows
+from recoup.config.methods import AFTER, FREE, METHODS, TRAINED, Method, derived, not_possible, task_rows
 from recoup.config_file import parse
 from recoup.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_every_method_is_described_and_is_either_kind() -> None:
     assert not {*FREE} & {*TRAINED}
 
 
-@pytest.mark.parametrize("method", ["onpolicy", "onpolicy_interpolated", *FREE])
+@pytest.mark.parametrize("method", ["onpolicy", *AFTER, *FREE])
 def test_as_given(method: Method) -> None:
     assert derived(method, BOTH, TASK) == BOTH
 
@@ -155,7 +155,7 @@ def test_the_rows_of_the_task() -> None:
     assert task_rows(None, degrade[1:]) is None
 
 
-@pytest.mark.parametrize("method", TOWARDS_THE_BASE)
+@pytest.mark.parametrize("method", ["interpolate", "svd_repair", "onpolicy_interpolated"])
 def test_weights_do_not_move_back_to_the_base_from_a_structure(method: str) -> None:
     assert config(method, [SFT_STEP]).method == method
     refused: list[tuple[list[dict[str, Any]], str]] = [
@@ -166,6 +166,16 @@ def test_weights_do_not_move_back_to_the_base_from_a_structure(method: str) -> N
     for degrade, reason in refused:
         with pytest.raises(ConfigError, match=reason):
             config(method, degrade)
+
+
+@pytest.mark.parametrize("method", ["rounding", "onpolicy_rounded"])
+def test_only_what_was_compressed_is_compressed_anew(method: str) -> None:
+    assert config(method, [SFT_STEP, INT3]).method == method
+    for last in (SFT_STEP, {"type": "ffn_width"}):
+        with pytest.raises(
+            ConfigError, match=f"{last['type']} leaves nothing to compress it to; it is for quantize, magnitude"
+        ):
+            config(method, [{"type": "magnitude"}, last])
 
 
 @pytest.mark.parametrize("method", ["replay", "sdft"])
@@ -183,7 +193,8 @@ def test_settings_that_a_method_cannot_have_say_so_in_one_line() -> None:
     assert reason == "method sdft: skip_tokens 3 leaves nothing of rollout.max_tokens 3; lower it"
     own_words = Recover(terms=({"teacher": "start"},))
     assert "imitate its own words" in str(not_possible("sft", own_words, None, ()))
-    assert all(not_possible(method, short, None, degrade) is None for method in METHODS if method != "sdft")
+    refused = ("sdft", "rounding", "onpolicy_rounded")  # the last two want a compressed student
+    assert all(not_possible(method, short, None, degrade) is None for method in METHODS if method not in refused)
 
 
 def test_imports_no_torch() -> None:

@@ -1,6 +1,7 @@
 """Every method repairs, and is what its word says: SFT is plain cross-entropy, interpolation plain interpolation, none nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from recoup.config import RunConfig
-from recoup.config.methods import METHODS, TOWARDS_THE_BASE, TRAINED
+from recoup.config.methods import METHODS, TRAINED
 from recoup.config_file import parse
 from recoup.errors import ConfigError
 from recoup.methods import run as dispatch
@@ -24,7 +25,8 @@ from tests.conftest import byte_tokenizer
 from tests.methods.conftest import TASKS, tree
 
 INT3 = [{"type": "quantize", "bits": 3, "group_size": 16}]
-ON_POLICY_FROM = {"sdft": 0, "onpolicy": 1, "onpolicy_cka": 1, "lora": 1}  # the others never are
+ON_POLICY_FROM = {"sdft": 0, "onpolicy": 1, "onpolicy_cka": 1, "lora": 1, "onpolicy_rounded": 1}  # others never
+TOWARDS_THE_BASE = ("interpolate", "svd_repair", "onpolicy_interpolated")
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -40,6 +42,7 @@ def test_a_trained_method_repairs_on_the_structure(
     method: str, tiny_model: Path, quantized: Path, prompt_file: Path, task_file: Path, tmp_path: Path
 ) -> None:
     settings = tree(method, prompt_file, model=str(tiny_model), degrade=INT3, task_file=str(task_file))
+    settings["recover"]["terms"][0]["num_prompts"] = 40
     states = {"model": str(tiny_model), "quantize": str(quantized)}
     result = run(parse(RunConfig, settings, "test"), RepairInputs(str(quantized), states), tmp_path)
     assert result == RecoverResult.read(tmp_path / "result.json")
@@ -172,6 +175,24 @@ def test_base_and_student_as_teachers_meet_between_them(
     assert shares[0] == 0.2
     assert shares[1] in (0.4, 0.6)
     assert shares[2] == 0.8
+
+
+def test_rounding_keeps_the_format_and_is_nearer(
+    tiny_model: Path, quantized: Path, tuned: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    settings = tree("rounding", prompt_file, model=str(tiny_model), degrade=INT3)
+    settings["recover"]["terms"][0]["num_prompts"] = 40  # enough text; this model can write none
+    states = {"model": str(tiny_model), "quantize": str(quantized)}
+    result = run(parse(RunConfig, settings, "test"), RepairInputs(str(quantized), states), tmp_path / "a")
+    found = re.search(r"^method gptq.*teachers (\S+) nats, the damaged student's (\S+)\)$", str(result.note))
+    assert found is not None
+    assert float(found[1]) < float(found[2])
+    student, repaired = (read_structure(path).constraints for path in (quantized, Path(result.checkpoint)))
+    assert {name: kept.grid for name, kept in repaired.items()} == {name: kept.grid for name, kept in student.items()}
+    assert verify(load(result.checkpoint).model, read_structure(Path(result.checkpoint))).exact
+    alone = tree("rounding", prompt_file, model=str(tiny_model), student=str(tuned))
+    with pytest.raises(ConfigError, match="method rounding: no linear layer of the student's blocks is on a grid"):
+        run(parse(RunConfig, alone, "test"), RepairInputs(str(tuned), {"model": str(tiny_model)}), tmp_path / "b")
 
 
 def test_on_policy_from_where_interpolation_ends(

@@ -20,14 +20,15 @@ from recoup.config.objective import SELF_TEACHERS, HiddenStates, Term
 from recoup.config.recover import Bootstrap, Recover
 
 Method = Literal[
-    "none", "interpolate", "svd_repair",
+    "none", "interpolate", "svd_repair", "rounding",
     "sft", "sft_kl", "replay", "lora", "kd_offpolicy", "sdft", "onpolicy", "onpolicy_cka",
-    "onpolicy_interpolated",
+    "onpolicy_interpolated", "onpolicy_rounded",
 ]  # fmt: skip
 METHODS: dict[Method, str] = {
     "none": "Nothing: the damaged student as it is.",
     "interpolate": "No training: weights between the student's and its base's (WiSE-FT, arXiv 2109.01903).",
     "svd_repair": "No training: only the leading directions of what fine-tuning changed (arXiv 2412.00081).",
+    "rounding": "No training: the earlier model compressed anew to the same format, by GPTQ or SparseGPT.",
     "sft": "Cross-entropy on the task's answers; without a task file, on what the teachers write.",
     "sft_kl": "As sft, held near the undamaged model by a divergence on the same prompts.",
     "replay": "Cross-entropy on the task's answers and on what the teachers write (rehearsal: SSR, arXiv 2403.01244).",
@@ -37,10 +38,14 @@ METHODS: dict[Method, str] = {
     "onpolicy": "On-policy self-distillation from an earlier checkpoint (arXiv 2604.15794).",
     "onpolicy_cka": "As onpolicy, with a term on hidden states (arXiv 2606.05682).",
     "onpolicy_interpolated": "As onpolicy, from the student that interpolate leaves; both are paid from one budget.",
+    "onpolicy_rounded": "As onpolicy, from the student that rounding leaves; both are paid from one budget.",
 }
-FREE: tuple[Method, ...] = ("none", "interpolate", "svd_repair")
+FREE: tuple[Method, ...] = ("none", "interpolate", "svd_repair", "rounding")
 TRAINED: tuple[Method, ...] = tuple(method for method in METHODS if method not in FREE)
-TOWARDS_THE_BASE: tuple[Method, ...] = ("interpolate", "svd_repair", "onpolicy_interpolated")
+AFTER: dict[Method, Method] = {
+    "onpolicy_interpolated": "interpolate",
+    "onpolicy_rounded": "rounding",
+}  # what comes first
 UNDAMAGED = "model"  # the state of a run before its first injury
 SKIPPED_TOKENS = 3  # SDFT leaves out the first three, which repeat how demonstrations begin (2601.19897)
 ON_POLICY_AT_ONCE = Bootstrap(max_steps=0)
@@ -53,6 +58,7 @@ UNUSED_ROLLOUT = {
     "importance_cap": None,
 }
 RESHAPING = ("ffn_width", "attention_heads", "depth")
+COMPRESSING = ("quantize", "magnitude", "wanda", "sparsegpt")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,13 @@ def not_possible(method: Method, recover: Recover, task_file: str | None, degrad
         degrade: the run's injuries, in order.
     """
     kept = [step.type for step in degrade if step.type != "sft"]  # what fine-tuning after it keeps as well
-    if kept and method in TOWARDS_THE_BASE:
+    without_training = AFTER.get(method, method)
+    if without_training == "rounding" and degrade and degrade[-1].type not in COMPRESSING:
+        return (
+            f"method {method} compresses the earlier model anew, and {degrade[-1].type} leaves nothing to compress it to; it is "
+            f"for {', '.join(COMPRESSING)}; choose another method"
+        )
+    if kept and without_training in ("interpolate", "svd_repair"):
         how = "has other shapes" if kept[-1] in RESHAPING else "lies on a grid or mask"
         return (
             f"method {method} moves weights back towards the earlier model's, and after {kept[-1]} the student {how}, which "
@@ -233,4 +245,6 @@ _CHANGES: dict[Method, Callable[[_Given], dict[str, Any]]] = {
     "onpolicy": _as_given,
     "onpolicy_cka": _on_policy_cka,
     "onpolicy_interpolated": _as_given,
+    "onpolicy_rounded": _as_given,
+    "rounding": _as_given,
 }

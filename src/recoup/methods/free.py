@@ -1,11 +1,12 @@
 """Methods without training: the student as it is, or the best of a free repair's candidates (`repair`).
 
 Which candidate is best is decided by what the run's own objective asks for, on prompts that it may train on: the mean over the
-terms of `recover`, weighted as they are, of KL(the term's teacher ‖ candidate) on answers that this teacher writes greedily.
-Candidates lie between the student and its base, so with the base alone as a teacher the one nearest to the base wins, and the
-task that the student learnt is given up; with base and expert both, general ability is traded against the task, as in the
-repair that trains. The words `ema` and `start`, which are the student before any training, stand for the student; demonstrations
-are left out. Benchmarks and held-out prompts are never looked at here.
+terms of `recover`, weighted as they are, of KL(the term's teacher ‖ candidate) on answers that this teacher writes greedily. Of
+interpolation and singular values, candidates lie between the student and its base, so with the base alone as a teacher the one
+nearest to the base wins, and the task that the student learnt is given up; with base and expert both, general ability is traded
+against the task, as in the repair that trains. Of `rounding` there is one. The words `ema` and `start`, which are the student
+before any training, stand for the student; demonstrations are left out. Benchmarks and held-out prompts are never looked at
+here.
 """
 
 import time
@@ -23,7 +24,7 @@ from recoup.evaluate.fidelity import TeacherValues, teacher_values, token_values
 from recoup.methods.inputs import RepairInputs
 from recoup.models.backends.native import copied
 from recoup.models.load import LanguageModel, load
-from recoup.models.sample import Sampling, sample
+from recoup.models.sample import Rollouts, Sampling, sample
 from recoup.progress import Progress
 from recoup.repair import Candidate, Damaged, applies, candidates, keep
 from recoup.results import RecoverResult
@@ -32,6 +33,9 @@ from recoup.structure.verify import verify
 from recoup.training.memory import peak_memory_bytes
 
 NUM_PROMPTS, NUM_TOKENS = 16, 32  # of each term: enough to order a handful of candidates that lie far apart
+NUM_CALIBRATION_PROMPTS = (
+    48  # of all terms together; `repair.rounding` has the teacher write more where that is too short
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def chosen(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Prog
         DataError: a term has no usable prompt.
         RunFolderError: the folder cannot be written.
     """
-    assert config.method in ("interpolate", "svd_repair"), config.method
+    assert config.method in ("interpolate", "svd_repair", "rounding"), config.method
     name: FreeRepair = config.method
     make_folder(folder)
     settle(folder / "checkpoint")
@@ -92,7 +96,8 @@ def chosen(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Prog
     began = time.perf_counter()
     teachers = [models.get(teacher, models[inputs.student]) for teacher in names]
     goals = [_goal(config, term, by) for term, by in zip(config.recover.terms, teachers, strict=True)]
-    damaged = Damaged(models[base], models[inputs.student], goals[0].said.rollouts)  # neither repair reads its text
+    text = _calibration(config, models[base]) if name == "rounding" else goals[0].said.rollouts  # the others read none
+    damaged = Damaged(models[base], models[inputs.student], text)
     if reason := applies(name, damaged):
         raise ConfigError(f"method {name}: {reason}; choose another method")
     before = score(goals, damaged.student)
@@ -134,7 +139,10 @@ def _best(name: FreeRepair, damaged: Damaged, goals: Sequence[Goal], folder: Pat
 
 
 def _words(candidate: Candidate) -> str:
-    settings = ", ".join(f"{name} {value:g}" for name, value in candidate.settings.items())
+    settings = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in candidate.settings.items()
+    )
     return f"{settings}: {candidate.note}"
 
 
@@ -145,14 +153,28 @@ def _loaded(names: Sequence[str], config: RunConfig) -> Mapping[str, LanguageMod
 
 
 def _goal(config: RunConfig, term: Term, teacher: LanguageModel) -> Goal:
-    writer = replace(teacher, model=copied(teacher.model, torch.bfloat16))
-    count = min(NUM_PROMPTS, term.num_prompts)
-    found = load_prompts(term.prompts, writer, count, config.seed, "train", term.group)
-    prompts = fitting(found, config.recover.rollout.max_prompt_tokens)
-    rollouts = sample(writer, [prompt.ids for prompt in prompts], Sampling(NUM_TOKENS))
+    rollouts = _written(config, [term], NUM_PROMPTS, teacher)
     final = term.weight if term.final_weight is None else term.final_weight
     with _computing(teacher):
         return Goal(teacher_values(teacher, rollouts), (term.weight + final) / 2)
+
+
+def _calibration(config: RunConfig, teacher: LanguageModel) -> Rollouts:
+    """Text of the kind that is trained on: what the teacher answers to the prompts of all terms."""
+    terms = config.recover.terms
+    return _written(config, terms, -(-NUM_CALIBRATION_PROMPTS // len(terms)), teacher)
+
+
+def _written(config: RunConfig, terms: Sequence[Term], most: int, teacher: LanguageModel) -> Rollouts:
+    """Greedy answers to `most` prompts of each term that may be trained on."""
+    writer = replace(teacher, model=copied(teacher.model, torch.bfloat16))
+    found = [
+        prompt
+        for term in terms
+        for prompt in load_prompts(term.prompts, writer, min(most, term.num_prompts), config.seed, "train", term.group)
+    ]
+    prompts = fitting(found, config.recover.rollout.max_prompt_tokens)
+    return sample(writer, [prompt.ids for prompt in prompts], Sampling(NUM_TOKENS))
 
 
 def _computing(model: LanguageModel) -> torch.autocast:

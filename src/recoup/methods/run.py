@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from recoup.config import Recover, RunConfig
-from recoup.config.methods import FREE, Method
+from recoup.config.methods import AFTER, FREE, Method
 from recoup.errors import ConfigError
 from recoup.methods.free import chosen, unchanged
 from recoup.methods.inputs import RepairInputs
@@ -55,9 +55,9 @@ def _trained(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Pr
     return recover(settings, pupil, folder, progress)
 
 
-def _interpolated_first(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progress) -> RecoverResult:
-    """On-policy from the student that `interpolate` leaves in `folder/start`, for what that leaves of the budget."""
-    free, processes = config.model_copy(update={"method": "interpolate"}), all_processes()
+def _trained_after(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progress) -> RecoverResult:
+    """From the student that a method without training leaves in `folder/start`, for what that leaves of the budget."""
+    free, processes = config.model_copy(update={"method": AFTER[config.method]}), all_processes()
     if not processes.share(result_path(folder / "start").is_file()):
         processes.on_main(partial(chosen, free, inputs, folder / "start", progress))
     first = RecoverResult.read(result_path(folder / "start"))
@@ -70,20 +70,20 @@ def _interpolated_first(config: RunConfig, inputs: RepairInputs, folder: Path, p
         config.method,
         first,
     )
-    return recover(_less(settings, first.seconds), pupil, folder, progress)
+    return recover(_less(settings, first), pupil, folder, progress)
 
 
-def _less(settings: Recover, seconds: float) -> Recover:
-    """The settings with so much less to spend."""
+def _less(settings: Recover, first: RecoverResult) -> Recover:
+    """The settings with so much less to spend as the first repair took."""
     budget = settings.budget
     if budget is None or budget.seconds is None:
         return settings
-    if budget.seconds <= seconds:
+    if budget.seconds <= first.seconds:
         raise ConfigError(
-            f"recover.budget.seconds {budget.seconds:g}: interpolate alone took {seconds:.0f} s; raise it, or choose method "
-            "interpolate"
+            f"recover.budget.seconds {budget.seconds:g}: {first.method} alone took {first.seconds:.0f} s; raise it, or choose "
+            f"method {first.method}"
         )
-    left = budget.model_copy(update={"seconds": budget.seconds - seconds})
+    left = budget.model_copy(update={"seconds": budget.seconds - first.seconds})
     return settings.model_copy(update={"budget": left})
 
 
@@ -91,6 +91,7 @@ METHODS: dict[Method, Callable[[RunConfig, RepairInputs, Path, Progress], Recove
     "none": unchanged,
     "interpolate": chosen,
     "svd_repair": chosen,
+    "rounding": chosen,
     "sft": _trained,
     "sft_kl": _trained,
     "replay": _trained,
@@ -99,5 +100,6 @@ METHODS: dict[Method, Callable[[RunConfig, RepairInputs, Path, Progress], Recove
     "sdft": _trained,
     "onpolicy": _trained,
     "onpolicy_cka": _trained,
-    "onpolicy_interpolated": _interpolated_first,
+    "onpolicy_interpolated": _trained_after,
+    "onpolicy_rounded": _trained_after,
 }
