@@ -31,7 +31,7 @@ BENCHMARKS = (
     "end_to_end", "end_to_end.batch32", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise",
     "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
-SWEPT = ("compression",)
+SWEPT = ("forgetting", "compression")
 NUM_BEST = 3  # methods of an injury that the README shows
 FILLED = (
     ROOT / "README.md",
