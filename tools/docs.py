@@ -19,7 +19,7 @@ from recoup.config import METHODS
 from recoup.report import score_table_markdown
 from recoup.results.sweep import SweepResult
 from recoup.run_folder import result_path
-from recoup.sweep.table import HEADER, boards
+from recoup.sweep.table import boards
 from tools.benchmark import benchmark
 from tools.evidence import RESULTS, SWEEPS, Evidence, leaderboard, read_evidence
 from tools.structure_table import structure_table, trained_table
@@ -146,8 +146,7 @@ def swept() -> str:
     for name in SWEPT:
         result = SweepResult.read(result_path(SWEEPS / name))
         for board in boards(result):
-            rows = [dict(zip(HEADER, row, strict=True)) for row in board.rows]
-            shown = rows[:NUM_BEST] + [row for row in rows[NUM_BEST:] if row["method"] == "none"]
+            shown = board.cells[:NUM_BEST] + [row for row in board.cells[NUM_BEST:] if row["method"] == "none"]
             lines += [f"| {' | '.join([name, board.injury, *(row[c] for c in columns[2:])])} |" for row in shown]
     return "\n".join(lines) + "\n"
 

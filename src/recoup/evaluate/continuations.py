@@ -79,8 +79,10 @@ def continuation_logp(
     opening = _opening(model, ordered)
     opened = opening.attention_CP.shape[1]
     if not opened:
-        by_answer = [lines(context, continuations, by_context[context]) for context in ordered]
-        alone = [line for of_context in by_answer if read_again(of_context) for line in of_context]
+        lines_of = {context: lines(context, continuations, by_context[context]) for context in ordered}
+        ordered = [context for context in ordered if not read_again(lines_of[context])]
+        kept = set(ordered)
+        alone = [line for context, found in lines_of.items() if context not in kept for line in found]
         for batch in line_batches(alone, batch_tokens):
             starts = accumulate((line.num_targets for line in batch), initial=0)
             wanted = [
@@ -89,9 +91,6 @@ def continuation_logp(
             score(answers, at_once(model, batch), wanted)
             done += len(wanted)
             report(done, len(pairs))
-        ordered = [
-            context for context, of_context in zip(ordered, by_answer, strict=True) if not read_again(of_context)
-        ]
     widths = [len(context) - opened for context in ordered]
     for run in runs(widths, lambda widest: min(batch_tokens // (opened + widest), LOGITS_TOKENS)):
         members = [by_context[context] for context in ordered[run]]

@@ -47,12 +47,15 @@ def run(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progres
     return RecoverResult.read(result_path(folder))
 
 
-def _trained(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progress) -> RecoverResult:
-    """The repair with the objective of `config.method`."""
+def _trained(
+    config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progress, first: RecoverResult | None = None
+) -> RecoverResult:
+    """The repair with the objective of `config.method`; where another came `first`, from its student and for what it left."""
     settings = config.repair
     teachers = inputs.teachers(config, settings.terms)
-    pupil = RecoverInputs(inputs.student, teachers, config.seed, config.chat_template, config.method)
-    return recover(settings, pupil, folder, progress)
+    student = first.checkpoint if first else inputs.student
+    pupil = RecoverInputs(student, teachers, config.seed, config.chat_template, config.method, first)
+    return recover(_less(settings, first) if first else settings, pupil, folder, progress)
 
 
 def _trained_after(config: RunConfig, inputs: RepairInputs, folder: Path, progress: Progress) -> RecoverResult:
@@ -60,17 +63,7 @@ def _trained_after(config: RunConfig, inputs: RepairInputs, folder: Path, progre
     free, processes = config.model_copy(update={"method": AFTER[config.method]}), all_processes()
     if not processes.share(result_path(folder / "start").is_file()):
         processes.on_main(partial(chosen, free, inputs, folder / "start", progress))
-    first = RecoverResult.read(result_path(folder / "start"))
-    settings = config.repair
-    pupil = RecoverInputs(
-        first.checkpoint,
-        inputs.teachers(config, settings.terms),
-        config.seed,
-        config.chat_template,
-        config.method,
-        first,
-    )
-    return recover(_less(settings, first), pupil, folder, progress)
+    return _trained(config, inputs, folder, progress, RecoverResult.read(result_path(folder / "start")))
 
 
 def _less(settings: Recover, first: RecoverResult) -> Recover:

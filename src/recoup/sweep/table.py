@@ -61,10 +61,14 @@ class Board:
     about: str  # what the damage did, who is above whom, and whether it cost the same
     rows: tuple[tuple[str, ...], ...]  # best first, cells as in HEADER
 
+    @property
+    def cells(self) -> list[dict[str, str]]:
+        """The rows by column of HEADER."""
+        return [dict(zip(HEADER, row, strict=True)) for row in self.rows]
+
     def has(self, column: str) -> bool:
         """Whether anything was scored in a column of HEADER; one where nothing was is left out."""
-        place = HEADER.index(column)
-        return any(row[place] != NOT_SCORED for row in self.rows)
+        return any(row[column] != NOT_SCORED for row in self.cells)
 
 
 def boards(result: SweepResult) -> tuple[Board, ...]:
@@ -80,8 +84,7 @@ def leaderboard_markdown(result: SweepResult) -> str:
     for board in boards(result):
         header = [column for column in HEADER if board.has(column)]
         rule = f"| :--- |{' ---: |' * (len(header) - 1)}"
-        cells = [dict(zip(HEADER, row, strict=True)) for row in board.rows]
-        lines = [_line(header), rule, *(_line([row[column] for column in header]) for row in cells)]
+        lines = [_line(header), rule, *(_line([row[column] for column in header]) for row in board.cells)]
         parts += [f"## {board.injury}", board.about, "\n".join(lines)]
     if not result.rows:
         parts.append("No run is finished yet.")
@@ -96,9 +99,8 @@ def show_leaderboard(console: Console, result: SweepResult) -> None:
         console.print(f"{board.injury}: {board.about}", markup=False, highlight=False, soft_wrap=True)
         header = [column for column in IN_A_TERMINAL if board.has(column)]
         table = Table(*header)
-        for row in board.rows:
-            cells = dict(zip(HEADER, row, strict=True))
-            table.add_row(*(escape(cells[column]) for column in header))
+        for row in board.cells:
+            table.add_row(*(escape(row[column]) for column in header))
         console.print(table)
     for title, reasons in _left_out(result):
         console.print(f"{title}:")
