@@ -12,6 +12,7 @@ from recoup.config import Format, Magnitude, Quantize
 from recoup.config_file import parse
 from recoup.degrade import Context, magnitude, quantize
 from recoup.degrade.gptq import gptq, inverse_factor
+from recoup.degrade.scales import searched
 from recoup.errors import ConfigError, StructureError
 from recoup.models.load import LanguageModel, load
 from recoup.structure.grids import GRIDS, Grid, IntegerGrid, NF4Grid
@@ -47,25 +48,25 @@ def rounded(grid: Grid, weight: torch.Tensor) -> torch.Tensor:
     return grid.project(weight, grid.fit(weight))
 
 
-def test_two_columns_by_hand() -> None:
-    # int3 per row: absmax 0.75 / 3 gives scale 0.25. Column 0: 0.4 / 0.25 = 1.6 → 2 → 0.5, error 0.4 − 0.5 = −0.1.
-    # H + 1% of its mean diagonal 5: [[9.05, 2.5], [2.5, 1.05]]; its inverse is (1.05, −2.5; −2.5, 9.05) / det, so
-    # U01 / U00 = −2.5 / 1.05 and column 1 becomes 0.75 − (−0.1)(−2.5 / 1.05) = 0.5119 → 2.05 → 2 → 0.5, not 0.75
-    hessian = torch.tensor([[9.0, 2.5], [2.5, 1.0]])
-    weight, parameters = gptq(torch.tensor([[0.4, 0.75]]), hessian, IntegerGrid(3, None, symmetric=True))
-    assert torch.equal(weight, torch.tensor([[0.5, 0.5]]))
+def test_columns_by_hand_the_one_that_carries_most_first() -> None:
+    # int3 per row: absmax 0.75 / 3 gives scale 0.25; clipping column 2, which counts 100, never pays. Order: 2, 1, 0. Column 2 is
+    # on its grid. Column 1: 0.4 / 0.25 = 1.6 → 2 → 0.5, error −0.1. H + 1% of its mean diagonal 110 / 3, columns 1 and 0:
+    # [[9.3667, 2.5], [2.5, 1.3667]]; its inverse is (1.3667, −2.5; −2.5, 9.3667) / det, so U01 / U00 = −2.5 / 1.3667 and
+    # column 0 becomes 0.75 − (−0.1)(−2.5 / 1.3667) = 0.5671 → 2.27 → 2 → 0.5, not 0.75
+    hessian = torch.tensor([[1.0, 2.5, 0], [2.5, 9, 0], [0, 0, 100]])
+    weight, parameters = gptq(torch.tensor([[0.75, 0.4, 0.75]]), hessian, IntegerGrid(3, None, symmetric=True))
+    assert torch.equal(weight, torch.tensor([[0.5, 0.5, 0.75]]))
     assert torch.equal(parameters["scale"], torch.tensor([[0.25]]))
 
 
-def test_a_group_is_fitted_as_it_stands_when_reached_by_hand() -> None:
-    # int2 (codes −1, 0, 1), groups of 2; H as above couples columns 0 and 2 (mean diagonal 5 again). Group (0.4, 0.5) has
-    # scale 0.5: 0.4 → 0.5, error −0.1, so column 2 becomes 0.75 − 0.1 · 2.5 / 1.05 = 0.511905. Its group, (0.511905, 0.25),
-    # has that as its scale, in float16 (steps of 2^-11) 1048 / 2048 = 0.51171875; 0.25 is less than half of it → 0
-    hessian = torch.diag(torch.tensor([9.0, 5, 1, 5]))
+def test_a_group_is_fitted_before_others_pass_errors_on_by_hand() -> None:
+    # int2 (codes −1, 0, 1), groups of 2; H couples columns 0 and 2, mean diagonal 28.75. Column 0: 0.4 → 0.5, error −0.1, so
+    # column 2 becomes 0.75 − 0.1 · 2.5 / 1.2875 = 0.556, three quarters of its group's scale, 0.75 → 1 → 0.75
+    hessian = torch.diag(torch.tensor([9.0, 100, 1, 5]))
     hessian[0, 2] = hessian[2, 0] = 2.5
-    weight, parameters = gptq(torch.tensor([[0.4, 0.5, 0.75, 0.25]]), hessian, IntegerGrid(2, 2, symmetric=True))
-    assert torch.equal(weight, torch.tensor([[0.5, 0.5, 0.51171875, 0.0]]))
-    assert torch.equal(parameters["scale"], torch.tensor([[0.5, 0.51171875]]))
+    weight, parameters = gptq(torch.tensor([[0.4, 0.5, 0.75, 0.05]]), hessian, IntegerGrid(2, 2, symmetric=True))
+    assert torch.equal(weight, torch.tensor([[0.5, 0.5, 0.75, 0.0]]))
+    assert torch.equal(parameters["scale"], torch.tensor([[0.5, 0.75]]))
 
 
 def test_factor_by_hand() -> None:
@@ -101,12 +102,12 @@ def test_inputs_that_have_nothing_to_do_with_each_other_are_rounded_to_nearest(g
     inputs = 256 if grid.group_size == 256 else 128
     weight = weight_of(2, inputs, seed=1)
     found, parameters = gptq(weight, 7 * torch.eye(inputs), grid)
-    nearest = grid.fit(weight)
+    nearest = searched(grid, weight, torch.ones(inputs))
     assert torch.equal(found, grid.project(weight, nearest))
     assert all(torch.equal(parameters[key], value) for key, value in nearest.items())
 
 
-def test_sums_of_zero_round_to_nearest() -> None:
+def test_sums_of_zero_round_to_nearest_and_clip_nothing() -> None:
     grid, weight = IntegerGrid(3, 4, symmetric=True), weight_of(2, 8)
     assert torch.equal(gptq(weight, torch.zeros(8, 8), grid)[0], rounded(grid, weight))
 
@@ -135,17 +136,16 @@ def test_updates_that_wait_for_their_block_change_nothing_but_rounding(size: int
 
 def _gptq_in_one_go(weight: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
     """Algorithm 1 with no waiting updates, in float64."""
-    assert grid.group_size
-    factor, left, found = inverse_factor(hessian).double(), weight.double(), torch.zeros_like(weight)
-    for column in range(weight.shape[1]):
-        start = column - column % grid.group_size
-        group = left[:, start : start + grid.group_size].float()
-        if column == start:
-            parameters = grid.fit(group)
-        found[:, column] = grid.project(group, parameters)[:, column - start]
-        gap = (left[:, column] - found[:, column]) / factor[column, column]
-        left[:, column:] -= gap[:, None] * factor[column, column:]
-    return found
+    order = hessian.diagonal().argsort(descending=True)
+    factor = inverse_factor(hessian[order][:, order]).double()
+    left, parameters = weight.double(), searched(grid, weight, hessian.diagonal())
+    for place, column in enumerate(order.tolist()):
+        rest = order[place:]
+        settled = grid.project(left.float(), parameters)[:, column].double()
+        gap = (left[:, column] - settled) / factor[place, place]
+        left[:, rest] -= gap[:, None] * factor[place, place:]
+        left[:, column] = settled
+    return left.float()
 
 
 def test_masked_weights_stay_zero_and_are_made_up_for() -> None:

@@ -46,6 +46,10 @@ def test_sums_by_hand() -> None:
     assert torch.equal(known(statistics.second_moment_II), torch.tensor([[10.0, 10], [10, 20]]))
 
 
+def as_walked() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_walk_that_changes_nothing_sees_what_an_ordinary_pass_sees(tiny_models: dict[str, Path], layout: str) -> None:
     model = load(str(tiny_models[layout]))
@@ -54,19 +58,23 @@ def test_a_walk_that_changes_nothing_sees_what_an_ordinary_pass_sees(tiny_models
 
     def look(visit: Visit) -> None:
         seen.update(visit.statistics)
-        outputs.append(visit.run())
+        with as_walked():
+            outputs.append(visit.run())
 
     walk(model, two_batches(), EVERYTHING, look, unwatched)
     linears = block_linears(model.model)
-    ordinary = input_statistics(model, list(linears), two_batches(), EVERYTHING, unwatched)
+    with as_walked():
+        ordinary = input_statistics(model, list(linears), two_batches(), EVERYTHING, unwatched)
     assert seen.keys() == linears.keys() == ordinary.keys()
     for layer, statistics in ordinary.items():
         assert statistics.num_tokens == sum(map(len, PROMPTS)) == seen[layer].num_tokens
         for field in ("absolute_sum_I", "square_sum_I", "second_moment_II"):
             torch.testing.assert_close(getattr(seen[layer], field), getattr(statistics, field))
     batch = two_batches()[0]
-    for mine, whole in zip(outputs, hidden_states(model.model, batch), strict=True):
-        torch.testing.assert_close(mine, whole[batch.attention_BT])
+    with as_walked():
+        states = hidden_states(model.model, batch)
+    for mine, whole in zip(outputs, states, strict=True):
+        torch.testing.assert_close(mine, whole[batch.attention_BT].float())
 
 
 def test_layers_that_share_an_input_share_their_sums(tiny_model: Path) -> None:

@@ -36,11 +36,11 @@ def tried(damaged: Damaged) -> list[Candidate]:
 
 
 def test_a_grid_by_hand() -> None:
-    # codes −1, 0, 1 of scale 1 (the largest weight). H = [[1, 0.5], [0.5, 1]] and its damping, 1% of the mean diagonal, gives
-    # H⁻¹ ∝ [[1.01, −0.5], [−0.5, 1.01]]: rounding 0.4 down to 0 passes on −(0.4) · (−0.5 / 1.01) = +0.198 to the weight after
-    # it, which is 0.4 + 0.198 = 0.598 and rounds up to 1, where to nearest both become 0. The third input is apart from both.
+    # codes −1, 0, 1 of scale 1 (the largest weight, which counts too much to be clipped). H = [[1, 0.5], [0.5, 1]] and its damping,
+    # 1% of the mean diagonal 34, gives H⁻¹ ∝ [[1.34, −0.5], [−0.5, 1.34]]: rounding 0.4 down to 0 passes on −(0.4) · (−0.5 / 1.34)
+    # = +0.149 to the weight after it, which is 0.549 and rounds up to 1, where to nearest both become 0
     weight = torch.tensor([[0.4, 0.4, 1.0]])
-    hessian = torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    hessian = torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 100]])
     before = Constraint(IntegerGrid(2, None, symmetric=True))
     rounded, after = anew(weight, before, hessian)
     assert rounded.tolist() == [[0, 1, 1]]

@@ -25,6 +25,7 @@ def row(method: str, general: float, fraction: float | None, /, **changes: objec
         "injury": "tooluse",
         "variant": None,
         "method": method,
+        "ours": method == "onpolicy",
         "num_seeds": 3,
         "general": Measured(
             score=around(general, 0.02),
@@ -137,7 +138,7 @@ def test_variants_and_missing_parts(tmp_path: Path):
         row("none", 0.35, 0.0, injury="int3", general=None, task=None, cka=None),
     ]
     page = page_of(sweep(*rows, failed={}, skipped={}), tmp_path / "index.html")
-    assert "onpolicy (both) is above sft." in page.text
+    assert "onpolicy (both) is above sft (both)." in page.text
     assert "NOT exact" in page.text
     assert "Not in the tables" not in page.text
     assert "Mean CKA" not in page.text

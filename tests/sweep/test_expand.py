@@ -43,6 +43,22 @@ def test_settings_are_laid_over_each_other() -> None:
     assert runs["nf4-none-seed3"].baseline is None
 
 
+def test_an_injury_may_name_its_own_methods() -> None:
+    settings = tree(
+        injuries={
+            "tooluse": {"settings": {"degrade": [SFT]}},
+            "nf4": {"methods": ["onpolicy_rounded"], "settings": {"degrade": [NF4]}},
+        },
+        methods=["interpolate", "onpolicy"],
+    )
+    names, skipped = dry_run(sweep(settings))
+    assert names == [
+        "tooluse-none-seed0", "nf4-none-seed0", "tooluse-interpolate-seed0", "tooluse-onpolicy-seed0",
+        "nf4-onpolicy_rounded-seed0",
+    ]  # fmt: skip
+    assert not skipped
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a key": (tree(base={"recover": {"stepz": 3}}), "tooluse-none-seed0.*did you mean 'steps'"),
     "a key of a variant": (one_injury(variants={"v": {"recover": {"stepz": 3}}}), "nf4-v-interpolate-seed0.*'steps'"),
@@ -51,6 +67,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a variant's proof": (tree(variants={"v": {"evaluate": {}}}), "variants.v sets evaluate"),
     "a method": (tree(methods=["onpolize"]), "methods.0"),
     "twice": (tree(seeds=[1, 1]), "seeds: lists 1, 1; each may stand once"),
+    "an injury's twice": (
+        one_injury(injuries={"a": {"methods": ["sft", "sft"], "settings": {"degrade": [NF4]}}}),
+        "methods: lists sft, sft",
+    ),
     "a name": (one_injury(injuries={"a/b": {"settings": {"degrade": [NF4]}}}), "injuries"),
     "no damage": (tree(injuries={"a": {"settings": {}}}), "a-none-seed0.*give exactly one of `degrade`"),
     "an unscored task": (

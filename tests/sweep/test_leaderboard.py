@@ -133,6 +133,22 @@ def test_against_is_ours_minus_theirs(tmp_path: Path) -> None:
     assert (none.num_tokens, none.newly_damaged) == (0, 0)
 
 
+def test_variants_are_held_against_the_first(tmp_path: Path) -> None:
+    whole = sweep({**SETTINGS, "methods": ["onpolicy_interpolated"], "variants": {"a": {}, "b": {}}, "seeds": [0]})
+    plan = expand(whole)
+    for run in plan.runs:
+        scores = DEGRADED if run.variant is None else repaired({"a": 8, "b": 5}[run.variant])
+        write_finished(run, tmp_path, REFERENCE, DEGRADED, scores)
+    rows = {row.variant: row for row in Leaderboard(whole, plan, tmp_path).result({}, 0.0).rows}
+    assert {variant: row.ours for variant, row in rows.items()} == {None: False, "a": True, "b": False}
+    found = {variant: row.general and row.general.against for variant, row in rows.items()}
+    assert found["a"] is None
+    assert found["b"] is not None
+    assert found["b"].value == pytest.approx((0.8 - 0.5) / 2)
+    assert found[None] is not None
+    assert found[None].value == pytest.approx((0.8 - 0.4) / 2)
+
+
 def test_what_is_done_so_far(tmp_path: Path) -> None:
     board, plan = written(tmp_path, seeds=(0,))
     result_path(RunFolder(tmp_path / "tooluse-onpolicy-seed0").evaluate).unlink()

@@ -28,7 +28,7 @@ def before(reference: float, degraded: float) -> Before:
 
 def row(method: str, **changes: Any) -> MethodRow:
     known = {
-        "injury": "tooluse", "variant": None, "method": method, "num_seeds": 3, "general": measured(0.5), "text": None,
+        "injury": "tooluse", "variant": None, "method": method, "ours": method == "onpolicy", "num_seeds": 3, "general": measured(0.5), "text": None,
         "task": measured(0.6, None),
         "token_kl_nats": exactly(0.2), "top1_agreement": exactly(0.9), "cka": 0.95, "num_tokens": 1234.0, "minutes": 2.0,
         "peak_memory_bytes": 2.0**31, "structure_exact": True, "runs": ("a",), "newly_damaged": 3,
@@ -63,9 +63,9 @@ def test_cells() -> None:
     ((best, _),) = (board.rows for board in boards(result(row("sft"), row("none", general=measured(0.4, 0.0)))))
     assert dict(zip(HEADER, best, strict=True)) == {
         "method": "sft ★", "general score": "0.500 [0.490, 0.510]", "general recovered": "50% [49%, 51%]",
-        "onpolicy − this, general": "0.100 [0.090, 0.110]", "text, log p": "– (not scored)",
-        "text recovered": "– (not scored)", "onpolicy − this, text": "– (not scored)", "task score": "0.600 [0.590, 0.610]",
-        "task recovered": "– (raised by the damage)", "onpolicy − this, task": "0.100 [0.090, 0.110]", "token KL, nats": "0.200 [0.190, 0.210]",
+        "ours − this, general": "0.100 [0.090, 0.110]", "text, log p": "– (not scored)",
+        "text recovered": "– (not scored)", "ours − this, text": "– (not scored)", "task score": "0.600 [0.590, 0.610]",
+        "task recovered": "– (raised by the damage)", "ours − this, task": "0.100 [0.090, 0.110]", "token KL, nats": "0.200 [0.190, 0.210]",
         "top-1 agreement": "0.900 [0.890, 0.910]", "CKA": "0.950", "newly damaged": "3", "tokens": "1,234", "minutes": "2.0",
         "peak GiB": "2.0", "on its structure": "exact", "seeds": "3",
     }  # fmt: skip
@@ -79,17 +79,14 @@ def test_what_is_missing_says_why() -> None:
     ((cells,),) = (board.rows for board in boards(result(bare)))
     named = dict(zip(HEADER, cells, strict=True))
     assert named["method"] == "sft (both)"  # one row alone is not the best of anything
-    assert named["general score"] == named["general recovered"] == named["onpolicy − this, general"] == "– (not scored)"
+    assert named["general score"] == named["general recovered"] == named["ours − this, general"] == "– (not scored)"
     assert named["CKA"] == "– (not diagnosed)"
     assert named["on its structure"] == "VIOLATED"
     alone = measured(0.5, against=None)
     (board,) = boards(result(row("sft", general=alone)))
-    assert board.rows[0][3] == "– (no finished onpolicy run of these seeds)"
-    several = result(row("none", general=alone), row("onpolicy", variant="both", general=alone))
-    assert {cells[0].split()[0]: cells[3] for cells in boards(several)[0].rows} == {
-        "none": "– (several variants)",
-        "onpolicy": "–",
-    }
+    assert board.rows[0][3] == "– (ours has no finished run of these seeds)"
+    (board,) = boards(result(row("onpolicy", variant="both", general=alone)))
+    assert board.rows[0][3] == "–"
 
 
 def test_equals_have_no_best() -> None:

@@ -2,13 +2,22 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
 
 from recoup.config.methods import Method
 from recoup.config.node import Node, NonNegative
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 Settings = dict[str, Any]  # a part of a run's settings, as a config file holds them
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"lists {', '.join(map(str, values))}; each may stand once")
+    return values
+
+
+Methods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_each_once)]
 
 OF_THE_SWEEP = {  # what a run is named and told apart by: here it stands elsewhere
     "name": "runs are named by injury, variant, method and seed",
@@ -28,6 +37,7 @@ class Injury(Node):
     task_score: str | None = Field(
         None, description="Which of that benchmark's scores counts, such as right_tool of tooluse; null: its first."
     )
+    methods: Methods | None = Field(None, description="What repairs this damage; null: the sweep's.")
     settings: Settings = Field(description="Settings of a run, laid over `base`: `degrade`, or `student`, and more.")
 
     @field_validator("settings")
@@ -50,12 +60,17 @@ class Sweep(Node):
     injuries: Annotated[dict[Name, Injury], Field(min_length=1)] = Field(description="Kinds of damage, by name.")
     variants: dict[Name, Settings] = Field(
         {},
-        description="Ways to set up the repair (teachers, ablations), by name: `recover` and `task_file`, laid over.",
+        description="Ways to set up the repair (teachers, ablations), by name: `recover` and `task_file`, laid over. The others are "
+        "held against the first.",
     )
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = Field(
-        ("onpolicy",), description="What repairs; `none` is always among them, since all others are compared with it."
+    methods: Methods = Field(
+        ("onpolicy",),
+        description=(
+            "What repairs; `none` is always among them, since all others are compared with it. The first on-policy one is what "
+            "the others are held against."
+        ),
     )
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1), AfterValidator(_each_once)] = Field(
         (0,),
         description="Each is a run's `seed`; items are drawn by evaluate.seed, so all seeds are scored on the same.",
     )
@@ -71,13 +86,6 @@ class Sweep(Node):
     @classmethod
     def _leaves_the_sweeps_words(cls, settings: Settings) -> Settings:
         return _without_the_sweeps_words(settings)
-
-    @field_validator("methods", "seeds")
-    @classmethod
-    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"lists {', '.join(map(str, values))}; each may stand once")
-        return values
 
     @model_validator(mode="after")
     def _variants_change_the_repair_alone(self) -> "Sweep":

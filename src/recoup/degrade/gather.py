@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -78,11 +79,12 @@ class Gatherer:
     def _add(self, layer: str, hidden_NI: Tensor) -> None:
         new = layer not in self._sums
         sums = self._sums.setdefault(layer, {})
-        for kind in self._gather:
-            if new:
-                sums[kind] = SUMS[kind](hidden_NI)
-            else:
-                sums[kind] += SUMS[kind](hidden_NI)
+        with torch.autocast(hidden_NI.device.type, enabled=False):  # whatever the pass is computed in
+            for kind in self._gather:
+                if new:
+                    sums[kind] = SUMS[kind](hidden_NI)
+                else:
+                    sums[kind] += SUMS[kind](hidden_NI)
 
 
 def _real_tokens(layer: str, hidden: Tensor, attention_BT: Tensor) -> Float[Tensor, "N I"]:

@@ -2,18 +2,22 @@
 
 With H = Σ x xᵀ over calibration tokens, damped by 1% of its mean diagonal, and U the upper Cholesky factor of H⁻¹ (H⁻¹ =
 UᵀU): column j is rounded to q_j, and w_k −= ((w_j − q_j) / U_jj) U_jk for the columns k after it. Updates beyond a block of
-about 128 columns wait until the block is done (section 4, step 2).
+128 columns wait until the block is done (section 4, step 2).
 
-Any of our grids will do whose groups lie along a row. A group's parameters are fitted to its weights as they stand when the
-sweep reaches it; where all groups share a parameter (NVFP4's global scale, double quantization, one scale per channel), to the
-whole weight before the sweep. Columns are taken in order, without sorting by activation, which would scatter groups. An input
-that is always 0 gives nothing to make up and is rounded to nearest, where the authors' code sets its weights to zero. Masked
-weights stay zero, and what they would have become is made up for too (2301.00774, section 3.5).
+Two things beside the paper, both as later tools do them. Columns are taken by falling diagonal of H, so that the inputs which
+carry most are rounded while the most columns can make up for them; groups stay where they lie, their parameters fitted before
+(llm-compressor's `actorder: weight`). And scales are searched (`degrade.scales`). On SmolLM2-135M at int3, groups of 64
+asymmetric, on 8,020 tokens, they leave a token KL of 0.42 nats where columns in order and scales from the extremes leave 0.82
+(0.62 with the order alone; rounded to nearest: 1.27).
 
-With fewer tokens than inputs H is singular, and errors are passed on along directions that it knows nothing of: on
-SmolLM2-135M (up to 1536 inputs) int3 is no better than rounding to nearest with 1176 tokens, and far better with 8192.
+Any of our grids will do whose groups lie along a row. An input that is always 0 gives nothing to make up and is rounded to
+nearest, where the authors' code sets its weights to zero. Masked weights stay zero, and what they would have become is made up
+for too (2301.00774, section 3.5).
 
-Shapes: O output and I input width, G groups along the input, S columns of a group.
+With fewer tokens than inputs H is singular, and errors are passed on along directions that it knows nothing of: give several
+times as many tokens as a layer has inputs.
+
+Shapes: O output and I input width, S columns of a block.
 """
 
 from collections.abc import Callable
@@ -24,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from recoup.degrade.scales import searched
 from recoup.errors import StructureError
 from recoup.structure.grids import Grid, Parameters
 from recoup.structure.grids.base import grouped
@@ -54,24 +59,21 @@ def gptq(
     """
     inputs = weight_OI.shape[1]
     grouped(weight_OI, grid.group_size)  # says what is wrong with a group size that does not divide the inputs
-    size = grid.group_size or inputs
     mask_OI = torch.ones_like(weight_OI, dtype=torch.bool) if mask_OI is None else mask_OI
-    mask_IO = mask_OI.T.contiguous()
-    weight_IO = torch.where(mask_OI, weight_OI, 0.0).float().T.contiguous()
-    found: list[Parameters] = []
-    static = _fitted(grid, weight_IO, mask_IO) if _shares(grid, weight_IO[:size].T) else None
+    weight_OI = torch.where(mask_OI, weight_OI, 0.0).float()
+    parameters = searched(grid, weight_OI, hessian_II.diagonal())
+    size = grid.group_size or inputs
+    starts = range(0, inputs, size)
+    settle = [_rounding(grid, grid.columns(parameters, start, start + size), start) for start in starts]
+    order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
+    weight_IO, mask_IO = weight_OI.T[order_I].contiguous(), mask_OI.T[order_I]
+    columns = order_I.tolist()
 
-    def begin(start: int, stop: int) -> Settle:
-        columns = slice(start, stop)
-        if static is None:
-            found.append(_fitted(grid, weight_IO[columns], mask_IO[columns]))
-        parameters = found[-1] if static is None else grid.columns(static, start, stop)
-        rounding = _rounding(grid, parameters, start)
-        return lambda column, weight_O: rounding(column, weight_O).where(mask_IO[column], 0)
+    def begin(_start: int, _stop: int) -> Settle:
+        return lambda place, weight_O: settle[columns[place] // size](columns[place], weight_O).where(mask_IO[place], 0)
 
-    sweep(weight_IO, inverse_factor(hessian_II), grid.group_size or BLOCK_COLUMNS, begin)
-    joined = static or {key: torch.cat([group[key] for group in found], dim=1) for key in found[0]}
-    return weight_IO.T.contiguous(), joined
+    sweep(weight_IO, inverse_factor(hessian_II[order_I][:, order_I]), BLOCK_COLUMNS, begin)
+    return weight_IO[order_I.argsort()].T.contiguous(), parameters
 
 
 def sweep(
@@ -121,15 +123,6 @@ def inverse_factor(hessian_II: Float[Tensor, "I I"]) -> Float[Tensor, "I I"]:
         if not failed:
             return torch.linalg.cholesky(torch.cholesky_inverse(lower_II), upper=True).float()
     raise StructureError("the calibration sums of its inputs hold NaN or infinity; try another calibration text")
-
-
-def _shares(grid: Grid, group_OS: Tensor) -> bool:
-    """Whether groups share a parameter, so that none can be fitted alone."""
-    return grid.group_size is None or any(value.ndim in (0, 1) for value in grid.fit(group_OS).values())
-
-
-def _fitted(grid: Grid, weight_SO: Tensor, mask_SO: Tensor) -> Parameters:
-    return grid.fit(torch.where(mask_SO, weight_SO, 0.0).T.contiguous())
 
 
 def _rounding(grid: Grid, parameters: Parameters, start: int) -> Settle:

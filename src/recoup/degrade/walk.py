@@ -4,7 +4,8 @@
 
 For every block: run it on the calibration text while the sums that a method asked for are gathered over what enters each of
 its linear layers; let the method change the block; run it again, so that the next block is given what it will really see.
-This is how GPTQ (2210.17323, section 4) and SparseGPT (2301.00774, section 4) calibrate.
+This is how GPTQ (2210.17323, section 4) and SparseGPT (2301.00774, section 4) calibrate. Blocks are run as the proof runs
+models, in bfloat16 by autocast; sums, and what methods do with them, are float32.
 
 How a block is called (masks, position embeddings, which differ by architecture and by layer type) is recorded on one
 ordinary pass of each batch; nothing here knows an architecture's names. Pads never count.
@@ -75,11 +76,12 @@ def walk(
         inside = {id(module) for module in block.modules()}
         gatherer = Gatherer({name: linear for name, linear in linears.items() if id(linear) in inside}, gather)
         for start in starts:
-            with gatherer.watching(start.attention_BT):
+            with gatherer.watching(start.attention_BT), _computing(model):
                 start.run(index, block)
         change(Visit(index, block, gatherer.statistics(), partial(starts[0].real_tokens, index, block)))
         for start in starts if index + 1 < len(chain) else ():  # nothing follows the last one
-            start.hidden_BTD = start.run(index, block)
+            with _computing(model):
+                start.hidden_BTD = start.run(index, block)
         progress(index + 1, len(chain))
 
 
@@ -188,6 +190,10 @@ class _Start:
     def real_tokens(self, index: int, block: nn.Module) -> Float[Tensor, "N D"]:
         """The same without pads."""
         return self.run(index, block)[self.attention_BT]
+
+
+def _computing(model: LanguageModel) -> torch.autocast:
+    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def _start(model: PreTrainedModel, batch: Rollouts) -> _Start:

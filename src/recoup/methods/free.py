@@ -33,9 +33,7 @@ from recoup.structure.verify import verify
 from recoup.training.memory import peak_memory_bytes
 
 NUM_PROMPTS, NUM_TOKENS = 16, 32  # of each term: enough to order a handful of candidates that lie far apart
-NUM_CALIBRATION_PROMPTS = (
-    48  # of all terms together; `repair.rounding` has the teacher write more where that is too short
-)
+CALIBRATION_PROMPTS, CALIBRATION_TOKENS = 96, 64  # of all terms together; tokens of an answer
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def _loaded(names: Sequence[str], config: RunConfig) -> Mapping[str, LanguageMod
 
 
 def _goal(config: RunConfig, term: Term, teacher: LanguageModel) -> Goal:
-    rollouts = _written(config, [term], NUM_PROMPTS, teacher)
+    rollouts = _written(config, [term], NUM_PROMPTS, NUM_TOKENS, teacher)
     final = term.weight if term.final_weight is None else term.final_weight
     with _computing(teacher):
         return Goal(teacher_values(teacher, rollouts), (term.weight + final) / 2)
@@ -162,11 +160,11 @@ def _goal(config: RunConfig, term: Term, teacher: LanguageModel) -> Goal:
 def _calibration(config: RunConfig, teacher: LanguageModel) -> Rollouts:
     """Text of the kind that is trained on: what the teacher answers to the prompts of all terms."""
     terms = config.recover.terms
-    return _written(config, terms, -(-NUM_CALIBRATION_PROMPTS // len(terms)), teacher)
+    return _written(config, terms, -(-CALIBRATION_PROMPTS // len(terms)), CALIBRATION_TOKENS, teacher)
 
 
-def _written(config: RunConfig, terms: Sequence[Term], most: int, teacher: LanguageModel) -> Rollouts:
-    """Greedy answers to `most` prompts of each term that may be trained on."""
+def _written(config: RunConfig, terms: Sequence[Term], most: int, tokens: int, teacher: LanguageModel) -> Rollouts:
+    """Greedy answers, of `tokens` at most, to `most` prompts of each term that may be trained on."""
     writer = replace(teacher, model=copied(teacher.model, torch.bfloat16))
     found = [
         prompt
@@ -174,7 +172,7 @@ def _written(config: RunConfig, terms: Sequence[Term], most: int, teacher: Langu
         for prompt in load_prompts(term.prompts, writer, min(most, term.num_prompts), config.seed, "train", term.group)
     ]
     prompts = fitting(found, config.recover.rollout.max_prompt_tokens)
-    return sample(writer, [prompt.ids for prompt in prompts], Sampling(NUM_TOKENS))
+    return sample(writer, [prompt.ids for prompt in prompts], Sampling(tokens))
 
 
 def _computing(model: LanguageModel) -> torch.autocast:

@@ -84,7 +84,8 @@ def method_grid(result: SweepResult, injury: str) -> Grid:
         )
         for place, row in enumerate(rows)
     ]
-    caption = f"{injury}: means over seeds, with 95% intervals; {BEST.strip()} marks the highest"
+    ours = "".join(f"; ours is {row_name(row)}" for row in rows if row.ours)
+    caption = f"{injury}: means over seeds, with 95% intervals; {BEST.strip()} marks the highest{ours}"
     return without_empty_columns(Grid(caption, columns, (*given, *measured), words=(len(columns) - 1,)))
 
 
@@ -104,7 +105,7 @@ def _measure(name: str, before: Before | None, measured: Sequence[Measured | Non
     unit = ", log p" if name == "Text" else ""
     states = (before.reference, before.degraded) if before else (None, None)
     return _Part(
-        (f"{name} score{unit}", f"{name} fraction", f"onpolicy − it, {name.lower()}"),
+        (f"{name} score{unit}", f"{name} fraction", f"Ours − it, {name.lower()}"),
         tuple((known_interval(state), DASH, DASH) for state in states),
         tuple(zip(scores, fractions, contrasts, strict=True)),
     )

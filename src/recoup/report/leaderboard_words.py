@@ -6,7 +6,7 @@ from operator import attrgetter
 from recoup.report.comparison_words import equal
 from recoup.report.leaderboard_grids import injuries, row_name
 from recoup.report.words import counted, duration
-from recoup.results.sweep import OURS, Measured, MethodRow, SweepResult
+from recoup.results.sweep import Measured, MethodRow, SweepResult
 
 MEASURES: Mapping[str, Callable[[MethodRow], Measured | None]] = {
     "general score": attrgetter("general"),
@@ -33,19 +33,17 @@ def took(result: SweepResult) -> str:
 def said(result: SweepResult, injury: str) -> list[str]:
     """Sentences on one injury."""
     rows = [row for row in result.rows if row.injury == injury]
-    variants = list(dict.fromkeys(row.variant for row in rows))
+    ours = next((row for row in rows if row.ours), None)
     contrasts = [
-        _against(what, {row.method: measured(row) for row in rows if row.variant == variant}, variant)
-        for variant in variants
-        for what, measured in MEASURES.items()
+        _against(what, ours, {row_name(row): measured(row) for row in rows}) for what, measured in MEASURES.items()
     ]
     return [sentence for sentence in (*contrasts, _seeds(rows), _budget(rows)) if sentence]
 
 
-def _against(what: str, by_method: Mapping[str, Measured | None], variant: str | None) -> str:
-    """On-policy repair against the others by the paired difference of a measure."""
-    contrasts = {method: one.against for method, one in by_method.items() if one and one.against and method != OURS}
-    if not contrasts:
+def _against(what: str, ours: MethodRow | None, by_row: Mapping[str, Measured | None]) -> str:
+    """Ours against the others by the paired difference of a measure."""
+    contrasts = {name: one.against for name, one in by_row.items() if one and one.against}
+    if ours is None or not contrasts:
         return ""
     groups: Mapping[str, list[str]] = {
         "above": [name for name, difference in contrasts.items() if difference.low > 0],
@@ -53,8 +51,7 @@ def _against(what: str, by_method: Mapping[str, Measured | None], variant: str |
         "not told apart from": [name for name, difference in contrasts.items() if not difference.excludes_zero],
     }
     parts = [f"{words} {', '.join(names)}" for words, names in groups.items() if names]
-    which = f" ({variant})" if variant else ""
-    return f"In {what} {OURS}{which} is {'; '.join(parts)}."
+    return f"In {what} {row_name(ours)} is {'; '.join(parts)}."
 
 
 def _seeds(rows: Sequence[MethodRow]) -> str:

@@ -4,11 +4,7 @@ Intervals are 95%. Those of scores are over seeds and items (`recoup.evaluate.se
 (`recoup.sweep.pooled`). A score of several tasks is their mean, each task counting the same.
 """
 
-from typing import Final
-
 from recoup.results.base import Estimate, Record, Result
-
-OURS: Final = "onpolicy"  # the method that every row is held against
 
 
 class Before(Record):
@@ -23,7 +19,7 @@ class Measured(Record):
 
     score: Estimate
     fraction: Estimate | None  # recovered fraction; none where the damage is not significant
-    against: Estimate | None  # onpolicy minus this method, paired by seed and item: above 0, onpolicy wins
+    against: Estimate | None  # ours minus this row, paired by seed and item: above 0, ours wins; none for ours
 
 
 class BeforeRepair(Record):
@@ -40,6 +36,7 @@ class MethodRow(Record):
     injury: str
     variant: str | None
     method: str
+    ours: bool  # what the injury's other rows are held against: its first on-policy method, with the first variant
     num_seeds: int
     general: Measured | None
     text: Measured | None

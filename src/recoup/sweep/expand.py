@@ -7,7 +7,7 @@ Seed by seed, so that a sweep which is stopped early has all of its first seeds.
 the damage and score the models that all others are compared with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,9 +17,9 @@ from recoup.config.methods import Method
 from recoup.config.sweep import Sweep
 from recoup.config_file import parse
 from recoup.errors import ConfigError
-from recoup.results.sweep import OURS
 
 NONE: Method = "none"
+PLAIN: Method = "onpolicy"  # takes the settings as they are
 
 Tree = dict[str, Any]
 
@@ -72,14 +72,19 @@ def dry_run(sweep: Sweep) -> tuple[list[str], dict[str, str]]:
     return [run.name for run in plan.runs], plan.skipped
 
 
+def methods_of(sweep: Sweep, injury: str) -> Sequence[Method]:
+    """What repairs an injury, as listed."""
+    return sweep.injuries[injury].methods or sweep.methods
+
+
 def _repairs(sweep: Sweep, baseline: PlannedRun, skipped: dict[str, str]) -> Iterator[PlannedRun]:
     """The repairs of one damaged model; those that are impossible go to `skipped`."""
     injury, seed = baseline.injury, baseline.seed
-    for variant, method in product(sweep.variants or (None,), sweep.methods):
+    for variant, method in product(sweep.variants or (None,), methods_of(sweep, injury)):
         if method == NONE:
             continue
         tree, name = _tree(sweep, injury, variant), _name(injury, variant, method, seed)
-        config = _config(tree, name, OURS, seed)  # what is wrong here is wrong with the settings, not with the method
+        config = _config(tree, name, PLAIN, seed)  # what is wrong here is wrong with the settings, not with the method
         try:
             config = _config(tree, name, method, seed)
         except ConfigError as error:

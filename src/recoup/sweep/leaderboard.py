@@ -17,14 +17,15 @@ from recoup.evaluate.compare import DEGRADED, RECOVERED, REFERENCE
 from recoup.evaluate.seeds import ScoresSKI
 from recoup.results import Estimate
 from recoup.results.evaluate import MEAN_LOGP
-from recoup.results.sweep import OURS, Before, BeforeRepair, Measured, MethodRow, SweepResult
+from recoup.results.sweep import Before, BeforeRepair, Measured, MethodRow, SweepResult
 from recoup.run_folder import RunFolder
-from recoup.sweep.expand import NONE, Plan
+from recoup.sweep.expand import NONE, Plan, methods_of
 from recoup.sweep.pooled import Pooled, over_seeds, pooled
 from recoup.sweep.proof import Proof, Wanted, finished, stacked
 
 FEWEST_DRAWS = 10_000  # over several seeds, whose draws have heavy tails (`recoup.evaluate.seeds`)
 SECONDS_PER_MINUTE = 60
+ON_POLICY = "onpolicy"  # how the names of the methods that are ours begin
 
 Group = tuple[str, str | None, str]  # injury, variant, method
 Names = tuple[str, ...]  # of runs
@@ -80,12 +81,17 @@ class Leaderboard:
         return dict(sorted(groups.items(), key=lambda group: order.index(group[0][0])))
 
     def _row(self, group: Group, groups: Mapping[Group, Sequence[Proof]]) -> MethodRow:
-        injury, variant, _ = group
-        proofs, ours = groups[group], groups.get((injury, variant, OURS), ())
-        key = _names([*proofs, *ours])
+        ours = self._ours(group[0])
+        proofs, against = groups[group], () if group == ours else groups.get(ours, ())
+        key = _names([*proofs, *against])
         if key not in self._rows:
-            self._rows[key] = _row(proofs, ours, self._measures(proofs))
+            self._rows[key] = _row(proofs, against, self._measures(proofs), ours=group == ours)
         return self._rows[key]
+
+    def _ours(self, injury: str) -> Group:
+        """What an injury's other rows are held against: the first on-policy method listed, with the first variant."""
+        method = next((name for name in methods_of(self._sweep, injury) if name.startswith(ON_POLICY)), ON_POLICY)
+        return injury, next(iter(self._sweep.variants), None), method
 
     def _before_repair(self, proofs: Sequence[Proof]) -> BeforeRepair:
         key = _names(proofs)
@@ -120,15 +126,15 @@ def _before(proofs: Sequence[Proof], wanted: Sequence[Wanted]) -> Before | None:
     return Before(reference=found.model(REFERENCE), degraded=found.model(DEGRADED)) if found else None
 
 
-def _row(proofs: Sequence[Proof], ours: Sequence[Proof], measures: Measures) -> MethodRow:
+def _row(proofs: Sequence[Proof], against: Sequence[Proof], measures: Measures, *, ours: bool) -> MethodRow:
     run, repairs = proofs[0].planned, [proof.repair for proof in proofs]
-    against = () if run.method == OURS else ours
     general_scores = stacked(proofs, measures.general)
     ckas = [proof.cka for proof in proofs if proof.cka is not None]
     return MethodRow(
         injury=run.injury,
         variant=run.variant,
         method=run.method,
+        ours=ours,
         num_seeds=len(proofs),
         general=_measured(proofs, against, measures.general),
         text=_measured(proofs, against, measures.text),

@@ -27,28 +27,27 @@ from recoup.report.words import (
     significant_interval,
 )
 from recoup.results import Estimate
-from recoup.results.sweep import OURS, Before, Measured, MethodRow, SweepResult
-from recoup.sweep.expand import NONE
+from recoup.results.sweep import Before, Measured, MethodRow, SweepResult
 
 MEASURES = ("general", "text", "task")  # of a row and of an injury before repair
+CONTRAST = "ours − this"
 COLUMNS = {"general": "general score", "text": "text, log p", "task": "task score"}
-MEASURED = tuple(
-    column for name in MEASURES for column in (COLUMNS[name], f"{name} recovered", f"{OURS} − this, {name}")
-)
+MEASURED = tuple(column for name in MEASURES for column in (COLUMNS[name], f"{name} recovered", f"{CONTRAST}, {name}"))
 HEADER = (
     "method", *MEASURED, "token KL, nats", "top-1 agreement", "CKA", "newly damaged", "tokens", "minutes", "peak GiB",
     "on its structure", "seeds",
 )  # fmt: skip
 IN_A_TERMINAL = (
-    "method", *(column for column in MEASURED if not column.startswith(OURS)), "token KL, nats", "tokens", "minutes", "seeds",
+    "method", *(column for column in MEASURED if not column.startswith(CONTRAST)), "token KL, nats", "tokens", "minutes", "seeds",
 )  # fmt: skip
 GIB = 2**30
 NOT_SCORED = f"{DASH} (not scored)"
 LEGEND = (
     "Intervals are 95%, over seeds and items; of one seed, over items. The best of an injury is marked ★. "
     "Text is the mean log p of a token, in nats, over texts. "
-    f"`{OURS} − this` is a difference paired by seed and item; newly damaged are items of general tasks that were right before "
-    "and after the damage and are wrong after the repair; tokens, minutes and memory are the repair's."
+    f"`{CONTRAST}` is a difference paired by seed and item, where ours is the first on-policy method listed, with the first "
+    "variant; newly damaged are items of general tasks that were right before and after the damage and are wrong after the "
+    "repair; tokens, minutes and memory are the repair's."
 )
 _MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|])")
 
@@ -130,7 +129,7 @@ def _rows(rows: Sequence[MethodRow], result: SweepResult) -> tuple[tuple[str, ..
 
 def _cells(row: MethodRow, result: SweepResult) -> tuple[str, ...]:
     before = result.before.get(row.injury, NOTHING)
-    measured = (_measured(row, getattr(row, name), getattr(before, name), result) for name in MEASURES)
+    measured = (_measured(row, getattr(row, name), getattr(before, name)) for name in MEASURES)
     return (
         row_name(row),
         *chain.from_iterable(measured),
@@ -146,13 +145,11 @@ def _cells(row: MethodRow, result: SweepResult) -> tuple[str, ...]:
     )
 
 
-def _measured(
-    row: MethodRow, measured: Measured | None, before: Before | None, result: SweepResult
-) -> tuple[str, str, str]:
+def _measured(row: MethodRow, measured: Measured | None, before: Before | None) -> tuple[str, str, str]:
     """Score, recovered fraction and what ours has more."""
     if measured is None:
         return NOT_SCORED, NOT_SCORED, NOT_SCORED
-    return interval(measured.score), _fraction(measured.fraction, before), _against(row, measured.against, result)
+    return interval(measured.score), _fraction(measured.fraction, before), _against(row, measured.against)
 
 
 def _fraction(fraction: Estimate | None, before: Before | None) -> str:
@@ -164,15 +161,10 @@ def _fraction(fraction: Estimate | None, before: Before | None) -> str:
     return f"{DASH} (raised by the damage)" if raised else f"{DASH} (damage not significant)"
 
 
-def _against(row: MethodRow, against: Estimate | None, result: SweepResult) -> str:
+def _against(row: MethodRow, against: Estimate | None) -> str:
     if against is not None:
         return interval(against)
-    if row.method == OURS:
-        return DASH
-    variants = {other.variant for other in result.rows if (other.injury, other.method) == (row.injury, OURS)}
-    if row.method == NONE and variants - {None}:
-        return f"{DASH} (several variants)"
-    return f"{DASH} (no finished {OURS} run of these seeds)"
+    return DASH if row.ours else f"{DASH} (ours has no finished run of these seeds)"
 
 
 def _left_out(result: SweepResult) -> list[tuple[str, Mapping[str, str]]]:
