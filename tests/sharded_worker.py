@@ -24,7 +24,7 @@ def main() -> None:
     Stepper.__init__ = remember  # type: ignore[method-assign,assignment]
     held = {}
     for name, job in jobs.items():
-        inputs = stage.RecoverInputs(job["student"], tuple(job["teachers"]), 0)
+        inputs = stage.RecoverInputs(job["student"], tuple(job["teachers"]), 0, before=job.get("before"))
         stage.run(Recover.model_validate(job["config"]), inputs, folder / name)
         guard, stepper = kept[-1]
         held[name] = {

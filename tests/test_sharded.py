@@ -44,7 +44,7 @@ def jobs(tiny_models: dict[str, Path], prompts: str, tmp_path_factory: pytest.Te
     quantized = degrade(Quantize(bits=3, group_size=16), DegradeInputs(tied, 0), root / "int3").checkpoint
     sparse = degrade(Magnitude(sparsity=0.5), DegradeInputs(loose, 0), root / "sparse").checkpoint
     term = {"prompts": prompts, "num_prompts": 8}
-    grid = {"student": quantized, "teachers": [tied]}
+    grid = {"student": quantized, "teachers": [tied], "before": tied}
     mask = {"student": sparse, "teachers": [loose]}
     return {
         "grid": {**grid, "config": {**BASE, "terms": [term]}},
@@ -92,7 +92,7 @@ def two(jobs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inputs_of(job: dict[str, Any]) -> RecoverInputs:
-    return RecoverInputs(job["student"], tuple(job["teachers"]), 0)
+    return RecoverInputs(job["student"], tuple(job["teachers"]), 0, before=job.get("before"))
 
 
 def stop_at_4(_label: str, done: int, total: int) -> None:

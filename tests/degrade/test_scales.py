@@ -21,13 +21,12 @@ def test_each_group_clips_where_that_pays_by_hand() -> None:
 
 def test_groups_that_share_a_scale_are_judged_together() -> None:
     grid, weight = FP8Grid(per_tensor=True), torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
-    errors = {
-        share: float((grid.project(weight, grid.fit(share * weight)) - weight).square().sum())
-        for share in (1.0, *SHARES)
-    }
-    assert torch.equal(
-        searched(grid, weight, torch.ones(32))["scale"], grid.fit(min(errors, key=errors.get) * weight)["scale"]
-    )
+
+    def error(share: float) -> float:
+        return float((grid.project(weight, grid.fit(share * weight)) - weight).square().sum())
+
+    best = min((1.0, *SHARES), key=error)
+    assert torch.equal(searched(grid, weight, torch.ones(32))["scale"], grid.fit(best * weight)["scale"])
 
 
 @pytest.mark.parametrize("grid", EVERY_GRID, ids=lambda grid: grid.describe())

@@ -86,6 +86,23 @@ def test_every_layout_and_divergence(
     assert checked.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+def test_weights_that_were_rounded_train_from_where_they_were(
+    tiny_model: Path, damaged: Path, short: Recover, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    config = changed(short, steps=2, bootstrap={"max_steps": 0})
+    inputs = RecoverInputs(str(damaged), (str(tiny_model),), 0)
+    without = run(config, inputs, tmp_path / "without")
+    rounded = replace(inputs, before=str(tiny_model))
+    found = run(config, rounded, tmp_path / "with", lambda label, _done, _total: said.append(label))
+    assert "student: 14 rounded weight matrices train from where they were before" in said
+    assert found.structure_exact
+    assert found.first_loss_nats == without.first_loss_nats  # the same student
+    assert any(
+        not torch.equal(w, weights(tmp_path / "without")[name]) for name, w in weights(tmp_path / "with").items()
+    )
+
+
 def test_the_teacher_itself_has_nothing_to_learn(tiny_model: Path, short: Recover, tmp_path: Path) -> None:
     result = run(changed(short, steps=1), RecoverInputs(str(tiny_model), (str(tiny_model),), 0), tmp_path)
     assert result.first_loss_nats == pytest.approx(0, abs=1e-6)

@@ -17,7 +17,7 @@ from recoup.structure.grids.base import Grid
 from recoup.structure.guard import Guard
 from recoup.structure.masks import magnitude_mask
 from recoup.structure.spec import Constraint, Structure
-from recoup.structure.trainable import LoRA, LowRank, Scales, Trainable
+from recoup.structure.trainable import Latent, LoRA, LowRank, Scales, Trainable
 from recoup.structure.verify import verify
 from recoup.training.plan import lora_of, training_plan
 from tests.conftest import LAYOUTS, save_tiny
@@ -52,6 +52,36 @@ def test_scale_gradient_by_hand() -> None:
     scales = Scales(torch.tensor([[1.5, -0.5]]), Constraint(grid, {"scale": torch.tensor([[0.5]])}))
     scales.pull(torch.tensor([[7.0, 11.0]]))
     assert gradient(scales, "scale") == [[10.0]]
+
+
+def test_a_latent_weight_starts_where_it_was_rounded_from_by_hand() -> None:
+    grid, kept = (
+        IntegerGrid(bits=3, group_size=2, symmetric=True),
+        torch.tensor([[1.5, -0.5]]),
+    )  # codes 3 and −1 at scale 0.5
+    constraint = Constraint(grid, {"scale": torch.tensor([[0.5]])})
+    latent = Latent(kept)
+    assert not latent.start_from(torch.tensor([[1.5, -0.8]]), constraint, kept)  # rounds to −1
+    assert not latent.start_from(torch.tensor([[1.6, -0.5]]), constraint, kept)  # its own scale is another
+    assert torch.equal(latent.tensors["latent"], kept)
+    assert latent.start_from(torch.tensor([[1.5, -0.7]]), constraint, kept)
+    assert torch.equal(latent.tensors["latent"], torch.tensor([[1.5, -0.7]]))
+    assert torch.equal(latent.constrained(constraint)[1], kept)
+
+
+@pytest.mark.parametrize(
+    "grid", [grid() for grid in GRIDS.values() if grid is not IntegerGrid] + [IntegerGrid(3, 16, symmetric=False)]
+)
+def test_a_rounded_model_starts_where_it_was_rounded_from(grid: Grid, tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    earlier, student = load(str(tmp_path)), on_grid(load(str(tmp_path)), grid)
+    guard = Guard(student.model, student.structure)
+    rounded = {name: weight.detach().clone() for name, weight in student.model.named_parameters()}
+    assert guard.start_from(dict(earlier.model.named_parameters())) == len(student.structure.constraints)
+    guard.project()
+    assert all(torch.equal(weight, rounded[name]) for name, weight in student.model.named_parameters())
+    name = next(iter(student.structure.constraints))
+    assert torch.equal(guard.state()[f"{name}:latent"], earlier.model.get_parameter(name))
 
 
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6), rank=st.integers(1, 3), seed=st.integers(0, 99))

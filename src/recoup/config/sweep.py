@@ -60,8 +60,10 @@ class Sweep(Node):
     injuries: Annotated[dict[Name, Injury], Field(min_length=1)] = Field(description="Kinds of damage, by name.")
     variants: dict[Name, Settings] = Field(
         {},
-        description="Ways to set up the repair (teachers, ablations), by name: `recover` and `task_file`, laid over. The others are "
-        "held against the first.",
+        description=(
+            "Ways to set up the repair (teachers, ablations), by name: `recover` and `task_file`, laid over. The others are held "
+            "against the first."
+        ),
     )
     methods: Methods = Field(
         ("onpolicy",),

@@ -54,7 +54,10 @@ def _trained(
     settings = config.repair
     teachers = inputs.teachers(config, settings.terms)
     student = first.checkpoint if first else inputs.student
-    pupil = RecoverInputs(student, teachers, config.seed, config.chat_template, config.method, first)
+    rounded = (
+        None if first else inputs.states[config.before_last_injury]
+    )  # what a repair compressed anew was not rounded
+    pupil = RecoverInputs(student, teachers, config.seed, config.chat_template, config.method, first, rounded)
     return recover(_less(settings, first) if first else settings, pupil, folder, progress)
 
 

@@ -48,6 +48,9 @@ class RecoverInputs:
     chat_template: str | Path | None = None
     method: Method = "onpolicy"  # whose settings these are, for the record
     after: RecoverResult | None = None  # the repair that left this student, whose student and time the record gives
+    before: str | None = (
+        None  # the model that was compressed; weights that it rounds to train from where they were in it
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progre
         student = load(inputs.student, chat_template=inputs.chat_template)
     plan = training_plan(student, config.train)
     guard = guard_of(student, plan, lora_of(config.train, inputs.seed), processes)
+    _start_latents(guard, student, config, inputs, progress)
     compute = ComputeCopy(student, guard, dtype, config.memory)
     pupil = Pupil(student, compute.model, guard.trained)
     with processes.first_on_machine():
@@ -157,6 +161,18 @@ def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progre
     settings = StepSettings(config.precision, config.weight_decay, config.max_grad_norm, config.memory.optimizer)
     parts = Parts(compute, Stepper(guard, settings, processes), terms, processes, folder)
     return Repair(inputs, student, guard, teachers, Trainer(config, parts), folder, watching)
+
+
+def _start_latents(
+    guard: Guard, student: LanguageModel, config: Recover, inputs: RecoverInputs, progress: Progress
+) -> None:
+    """Weights that were rounded to nearest train from where they were, and a step to the next code is mostly shorter."""
+    on_grids = any(constraint.grid is not None for constraint in student.structure.constraints.values())
+    if inputs.before is None or config.train.what != "weights" or not on_grids:
+        return
+    earlier = load(inputs.before, chat_template=inputs.chat_template)
+    count = guard.start_from(dict(earlier.model.named_parameters()))
+    progress(f"student: {count} rounded weight matrices train from where they were before", 1, 1)
 
 
 def _choose(repair: Repair, progress: Progress) -> None:

@@ -1,7 +1,8 @@
 """Better compression to the same format: the teacher's weights are put anew on the student's own grids, or under new masks.
 
 - On a grid: GPTQ (2210.17323). A mask beside the grid stays. Not AWQ: on SmolLM2-135M at int3, on 3,329 tokens, it took half
-  as long again and left a token KL of 2.10 nats where GPTQ left 1.52 (rounded to nearest: 3.10).
+  as long again and left a token KL of 2.10 nats where GPTQ left 1.52, before its order and scales were better (rounded to
+  nearest: 3.10).
 - Under a mask alone: SparseGPT (2301.00774), with as many zeros in each matrix and the same N:M pattern. Which weights are
   zero changes.
 

@@ -72,6 +72,19 @@ class Guard:
             if name in self._plan:
                 self._hooks.append(weight.register_post_accumulate_grad_hook(self._taking(name)))
 
+    def start_from(self, earlier: Mapping[str, Tensor]) -> int:
+        """Let latent weights start where they were before rounding, for each that `earlier` rounds to; returns their number.
+
+        Args:
+            earlier: weights by parameter name, laid out as the model's, such as those of the model that was quantized.
+        """
+        return sum(
+            trainable.start_from(earlier[name].to(weight), self.structure.constraints[name], weight)
+            for name, trainable in self._trainables.items()
+            if isinstance(trainable, Latent) and name in earlier
+            for weight in (self._weights[name].detach(),)
+        )
+
     def take(self, name: str, gradient: Tensor) -> None:
         """Mask a gradient of the weight `name`, in place, and give it to what trains."""
         constraint, trainable = self.structure.constraints.get(name, FREE), self._trainables.get(name)

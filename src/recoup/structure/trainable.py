@@ -57,6 +57,17 @@ class Latent(Trainable):
     def __init__(self, weight: Tensor) -> None:
         self.tensors = {"latent": nn.Parameter(weight.detach().clone())}
 
+    @torch.no_grad()
+    def start_from(self, earlier: Tensor, constraint: Constraint, weight: Tensor) -> bool:
+        """Start at the weight that was rounded, where rounding it gives `weight` to the bit; whether it does.
+
+        A weight on the grid has half a step to go before its code moves; one that was rounded has mostly less.
+        """
+        if earlier.shape != weight.shape or not torch.equal(_projected(constraint, earlier)[1], weight):
+            return False
+        self.tensors["latent"].copy_(earlier)
+        return True
+
     def pull(self, gradient: Tensor) -> None:
         """The gradient itself, taken over and not copied."""
         add_gradient(self.tensors["latent"], gradient)

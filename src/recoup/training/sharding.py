@@ -100,6 +100,11 @@ class RowGuard(Guard):
             if name in self._plan:
                 self._hooks.append(weight.register_post_accumulate_grad_hook(self._holding(name)))
 
+    def start_from(self, earlier: Mapping[str, Tensor]) -> int:
+        """As `Guard.start_from`, from whole weights; each process takes its rows."""
+        held = {name: earlier[name] for name in self._sharded.keys() & earlier.keys()}
+        return super().start_from({name: weight[rows_of(self._sharded[name])] for name, weight in held.items()})
+
     def collect(self, processes: Processes) -> None:
         """Sum what is held over processes, and give its rows to what trains in each; one weight at a time.
 

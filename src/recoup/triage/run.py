@@ -117,7 +117,7 @@ def _piloted(
     if not config.pilot_steps:
         return None, None
     teachers = tuple(term.teacher or inputs.teacher for term in config.plan.terms)
-    pupil = RecoverInputs(inputs.student, teachers, inputs.seed, inputs.chat_template)
+    pupil = RecoverInputs(inputs.student, teachers, inputs.seed, inputs.chat_template, before=inputs.teacher)
     work = partial(run_pilot, config.plan, config.pilot_steps, pupil, ground, folder / "pilot", progress)
     try:
         return once(folder / "pilot.json", PILOT, work), None
