@@ -54,8 +54,8 @@ def test_a_finished_run(run: Run):
         "Token KL went from 0.412 to 0.0871 [0.0671, 0.107] nats.",
         "What it cost": "The method onpolicy took 40 steps over 40,000 completion tokens of 256 prompts: 4.2 min and 3.00 GiB of "
         "memory at the peak. The structure was kept exactly: int3 grid, 210 matrices.",
-        "What to do next": "arc_easy did not come back whole: train longer (recover.steps), or teach from a checkpoint that is "
-        "better at it (recoup diagnose compares a history of them).",
+        "What to do next": "arc_easy did not come back whole: compress the earlier model better to the same format first (method: "
+        "onpolicy_rounded), or train longer (recover.steps).",
     }  # fmt: skip
 
 
@@ -71,6 +71,8 @@ def test_a_repair_without_training(run: Run):
     paragraphs = told(replace(run, recovery=FREE))
     assert paragraphs["What it cost"].startswith("The method interpolate (share 0.5) trains nothing; it took 4.2 min")
     assert "interpolate trains nothing: repair with method: onpolicy_interpolated." in paragraphs["What to do next"]
+    rounded = replace(run, recovery=FREE.model_copy(update={"method": "rounding"}))
+    assert "rounding trains nothing: repair with method: onpolicy_rounded." in told(rounded)["What to do next"]
 
 
 def test_missing_stages(run: Run):
@@ -96,6 +98,14 @@ def test_a_repair_that_still_gained_is_to_train_longer(run: Run):
     assert "was still falling" not in advised(replace(run, probe=tuple(probe())), not_healed())
     words = "still falling at the end (0.412 to 0.288 nats): train longer"
     assert words in advised(replace(run, probe=tuple(probe()[:5])), not_healed())
+
+
+def test_a_compressed_model_is_first_compressed_better(run: Run):
+    longer = "train longer (recover.steps), or teach from a checkpoint that is better at it"
+    assert longer not in advised(run, not_healed())
+    assert longer in advised(replace(run, injuries=run.injuries[:1]), not_healed())  # fine-tuned alone
+    rounded = RECOVERY.model_copy(update={"method": "onpolicy_rounded"})
+    assert longer in advised(replace(run, recovery=rounded), not_healed())
 
 
 def test_nothing_left_to_do(run: Run):

@@ -70,7 +70,8 @@ def walk(
         StructureError: the blocks are not a plain chain, or a linear layer is not run on (B, T, I) inputs.
     """
     linears = block_linears(model.model)
-    starts = [_start(model.model, batch) for batch in rollouts]
+    with _computing(model):
+        starts = [_start(model.model, batch) for batch in rollouts]
     chain = blocks(model.model)
     for index, block in enumerate(chain):
         inside = {id(module) for module in block.modules()}

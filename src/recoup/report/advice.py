@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from recoup.config.methods import AFTER, COMPRESSING
 from recoup.report.gather import Run
 from recoup.report.words import listed, significant
 from recoup.results import RecoverResult, TaskComparison
@@ -78,7 +79,7 @@ def _not_healed(names: Sequence[str], run: Run, recovery: RecoverResult) -> str:
         return ""
     missing = listed(names, MOST_NAMED)
     if not recovery.steps:
-        trained = "onpolicy_interpolated" if recovery.method == "interpolate" else "onpolicy"
+        trained = next((after for after, first in AFTER.items() if first == recovery.method), "onpolicy")
         return (
             f"{missing} did not come back whole, and {recovery.method} trains nothing: repair with method: {trained}."
         )
@@ -87,6 +88,11 @@ def _not_healed(names: Sequence[str], run: Run, recovery: RecoverResult) -> str:
             f"{missing} did not come back whole, and the held-out token KL was still falling at the end "
             f"({significant(run.probe[-2].token_kl_nats.value)} to {significant(run.probe[-1].token_kl_nats.value)} nats): "
             "train longer (recover.steps)."
+        )
+    if recovery.method == "onpolicy" and run.injuries and run.injuries[-1].method in COMPRESSING:
+        return (
+            f"{missing} did not come back whole: compress the earlier model better to the same format first (method: "
+            "onpolicy_rounded), or train longer (recover.steps)."
         )
     return (
         f"{missing} did not come back whole: train longer (recover.steps), or teach from a checkpoint that is better at it "
