@@ -83,7 +83,7 @@ def main() -> None:
     Stepper.__init__ = remember  # type: ignore[method-assign,assignment]
     digests = {}
     for name, job in jobs.items():
-        inputs = stage.RecoverInputs(job["student"], tuple(job["teachers"]), 0)
+        inputs = stage.RecoverInputs(job["student"], tuple(job["teachers"]), 0, before=job.get("before"))
         stage.run(Recover.model_validate(job["config"]), inputs, folder / name)
         digest = hashlib.sha256()
         for parameter in steppers[-1]._parameters:

@@ -37,7 +37,7 @@ def jobs(tiny_models: dict[str, Path], prompts: str, tmp_path_factory: pytest.Te
     sparse = degrade(Magnitude(sparsity=0.5), DegradeInputs(teacher, 0), root / "sparse").checkpoint
     term = {"prompts": prompts, "num_prompts": 8}
     return {
-        "exact": {"student": quantized, "teachers": [teacher], "config": {**BASE, "terms": [term]}},
+        "exact": {"student": quantized, "teachers": [teacher], "before": teacher, "config": {**BASE, "terms": [term]}},
         # one rollout a step: the second process has none, and still takes every step
         "idle": {"student": quantized, "teachers": [teacher], "config": {**BASE, "terms": [term], "batch_size": 1}},
         # 3 + 2 rollouts or 2 + 3 a step, of two terms: 2 + 1 and 1 + 1 of them in each process
@@ -64,7 +64,7 @@ def one(jobs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every job by this process alone."""
     folder = tmp_path_factory.mktemp("one")
     for name, job in jobs.items():
-        inputs = RecoverInputs(job["student"], tuple(job["teachers"]), 0)
+        inputs = RecoverInputs(job["student"], tuple(job["teachers"]), 0, before=job.get("before"))
         run(Recover.model_validate(job["config"]), inputs, folder / name)
     return folder
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from recoup.config.methods import AFTER, COMPRESSING
+from recoup.report import advice
 from recoup.report.gather import Run, gather
 from recoup.report.story import story
 from recoup.results import TaskComparison
@@ -131,3 +133,8 @@ def test_many_benchmarks_are_counted_not_listed(run: Run):
 def test_what_an_interval_does_not_tell_is_not_called_lost(run: Run):
     wide = not_healed("wide").model_copy(update={"recovered_fraction": around(0.4, 0.8)})
     assert advised(run, wide) == "What came back on wide cannot be told: evaluate more items (evaluate.limit)."
+
+
+def test_advice_knows_the_methods_of_the_config():
+    assert {after: first for first, after in advice.TRAINED_AFTER.items()} == AFTER
+    assert advice.COMPRESSING == COMPRESSING

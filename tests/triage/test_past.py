@@ -51,6 +51,7 @@ def test_what_is_no_finished_run_is_left_out(tmp_path: Path) -> None:
     finished(tmp_path / "undamaged", [1.0, 0.9, 0.8], 0.0, 0.0)
     unfinished = finished(tmp_path / "unfinished", [1.0, 0.9, 0.8], 1.0, 0.5)
     result_path(unfinished.diagnose("after")).unlink()
+    write_text(result_path(finished(tmp_path / "rounded", [1.0, 0.9, 0.8], 1.0, 0.5).recover / "start"), "{}")
     assert past_predictions(tmp_path, 2) == ()
 
 

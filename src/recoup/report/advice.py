@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from recoup.config.methods import AFTER, COMPRESSING
 from recoup.report.gather import Run
 from recoup.report.words import listed, significant
 from recoup.results import RecoverResult, TaskComparison
 
 MOST_NAMED = 4  # benchmarks that a sentence names
+TRAINED_AFTER = {"interpolate": "onpolicy_interpolated", "rounding": "onpolicy_rounded"}
+COMPRESSING = ("quantize", "magnitude", "wanda", "sparsegpt")  # injuries that `rounding` can do better
 
 
 def advice(run: Run) -> list[str]:
@@ -79,7 +80,7 @@ def _not_healed(names: Sequence[str], run: Run, recovery: RecoverResult) -> str:
         return ""
     missing = listed(names, MOST_NAMED)
     if not recovery.steps:
-        trained = next((after for after, first in AFTER.items() if first == recovery.method), "onpolicy")
+        trained = TRAINED_AFTER.get(recovery.method, "onpolicy")
         return (
             f"{missing} did not come back whole, and {recovery.method} trains nothing: repair with method: {trained}."
         )

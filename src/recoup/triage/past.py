@@ -14,6 +14,8 @@ from recoup.triage.predict import left_at_end, left_by_losses
 def past_predictions(results: Path, num_steps: int) -> tuple[PastPrediction, ...]:
     """One for every finished run under `results` that took more than `num_steps` steps and was diagnosed before and after.
 
+    A run that trained after another repair is left out: its steps do not begin at the damaged student that was diagnosed.
+
     Args:
         results: folder of run folders; none there, no predictions.
         num_steps: first steps that are predicted from.
@@ -30,7 +32,7 @@ def past_predictions(results: Path, num_steps: int) -> tuple[PastPrediction, ...
 def _past(root: Path, num_steps: int) -> PastPrediction | None:
     folder = RunFolder(root)
     metrics, states = folder.recover / "metrics.jsonl", [result_path(folder.diagnose(s)) for s in ("before", "after")]
-    if not all(path.is_file() for path in (metrics, *states)):
+    if not all(path.is_file() for path in (metrics, *states)) or result_path(folder.recover / "start").is_file():
         return None
     steps = [RecoverStep.model_validate(row) for row in read_jsonl(metrics)]
     before, after = (DiagnoseResult.read(path).tokens.token_kl_nats.value for path in states)
