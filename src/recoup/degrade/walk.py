@@ -34,7 +34,7 @@ from recoup.degrade.gather import Gather, Gatherer, Statistics, removing
 from recoup.errors import StructureError
 from recoup.models.capture import block_outputs, run_backbone
 from recoup.models.layers import block_linears, blocks, is_transposed
-from recoup.models.load import LanguageModel
+from recoup.models.load import LanguageModel, computing
 from recoup.models.sample import Rollouts
 from recoup.structure.spec import Constraint, Structure
 
@@ -70,18 +70,18 @@ def walk(
         StructureError: the blocks are not a plain chain, or a linear layer is not run on (B, T, I) inputs.
     """
     linears = block_linears(model.model)
-    with _computing(model):
+    with computing(model):
         starts = [_start(model.model, batch) for batch in rollouts]
     chain = blocks(model.model)
     for index, block in enumerate(chain):
         inside = {id(module) for module in block.modules()}
         gatherer = Gatherer({name: linear for name, linear in linears.items() if id(linear) in inside}, gather)
         for start in starts:
-            with gatherer.watching(start.attention_BT), _computing(model):
+            with gatherer.watching(start.attention_BT), computing(model):
                 start.run(index, block)
         change(Visit(index, block, gatherer.statistics(), partial(starts[0].real_tokens, index, block)))
         for start in starts if index + 1 < len(chain) else ():  # nothing follows the last one
-            with _computing(model):
+            with computing(model):
                 start.hidden_BTD = start.run(index, block)
         progress(index + 1, len(chain))
 
@@ -191,10 +191,6 @@ class _Start:
     def real_tokens(self, index: int, block: nn.Module) -> Float[Tensor, "N D"]:
         """The same without pads."""
         return self.run(index, block)[self.attention_BT]
-
-
-def _computing(model: LanguageModel) -> torch.autocast:
-    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def _start(model: PreTrainedModel, batch: Rollouts) -> _Start:

@@ -23,7 +23,7 @@ from recoup.errors import ConfigError
 from recoup.evaluate.fidelity import TeacherValues, teacher_values, token_values
 from recoup.methods.inputs import RepairInputs
 from recoup.models.backends.native import copied
-from recoup.models.load import LanguageModel, load
+from recoup.models.load import LanguageModel, computing, load
 from recoup.models.sample import Rollouts, Sampling, sample
 from recoup.progress import Progress
 from recoup.repair import Candidate, Damaged, applies, candidates, keep
@@ -119,7 +119,7 @@ def score(goals: Sequence[Goal], model: LanguageModel) -> float:
     Raises:
         SourceError: the tokenizers differ.
     """
-    with _computing(model):
+    with computing(model):
         nats = [goal.weight * float(token_values(goal.said, model).kl_N.mean()) for goal in goals]
     return sum(nats) / sum(goal.weight for goal in goals)
 
@@ -153,7 +153,7 @@ def _loaded(names: Sequence[str], config: RunConfig) -> Mapping[str, LanguageMod
 def _goal(config: RunConfig, term: Term, teacher: LanguageModel) -> Goal:
     rollouts = _written(config, [term], NUM_PROMPTS, NUM_TOKENS, teacher)
     final = term.weight if term.final_weight is None else term.final_weight
-    with _computing(teacher):
+    with computing(teacher):
         return Goal(teacher_values(teacher, rollouts), (term.weight + final) / 2)
 
 
@@ -173,11 +173,6 @@ def _written(config: RunConfig, terms: Sequence[Term], most: int, tokens: int, t
     ]
     prompts = fitting(found, config.recover.rollout.max_prompt_tokens)
     return sample(writer, [prompt.ids for prompt in prompts], Sampling(tokens))
-
-
-def _computing(model: LanguageModel) -> torch.autocast:
-    """Models are held in float32, as structures want it, and computed in bfloat16, as the proof does."""
-    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def _finish(config: RunConfig, inputs: RepairInputs, folder: Path, found: Mapping[str, Any]) -> RecoverResult:

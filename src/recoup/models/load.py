@@ -77,6 +77,11 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, chat_template: str | 
     return LanguageModel(name, model.to(device).eval().requires_grad_(False), tokenizer, folder, structure, origin)
 
 
+def computing(model: LanguageModel) -> torch.autocast:
+    """Models are held in float32, as structures want it, and computed in bfloat16, as the proof does."""
+    return torch.autocast(model.device.type, torch.bfloat16)
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights, padding on the left, as sampling needs.
 

@@ -19,7 +19,7 @@ from recoup.config_file import parse
 from recoup.errors import ConfigError
 
 NONE: Method = "none"
-PLAIN: Method = "onpolicy"  # takes the settings as they are
+PLAIN: Method = "onpolicy"  # takes the settings as they are; names of the other on-policy ones begin so
 
 Tree = dict[str, Any]
 

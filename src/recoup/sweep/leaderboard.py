@@ -19,13 +19,12 @@ from recoup.results import Estimate
 from recoup.results.evaluate import MEAN_LOGP
 from recoup.results.sweep import Before, BeforeRepair, Measured, MethodRow, SweepResult
 from recoup.run_folder import RunFolder
-from recoup.sweep.expand import NONE, Plan, methods_of
+from recoup.sweep.expand import NONE, PLAIN, Plan, methods_of
 from recoup.sweep.pooled import Pooled, over_seeds, pooled
 from recoup.sweep.proof import Proof, Wanted, finished, stacked
 
 FEWEST_DRAWS = 10_000  # over several seeds, whose draws have heavy tails (`recoup.evaluate.seeds`)
 SECONDS_PER_MINUTE = 60
-ON_POLICY = "onpolicy"  # how the names of the methods that are ours begin
 
 Group = tuple[str, str | None, str]  # injury, variant, method
 Names = tuple[str, ...]  # of runs
@@ -90,7 +89,7 @@ class Leaderboard:
 
     def _ours(self, injury: str) -> Group:
         """What an injury's other rows are held against: the first on-policy method listed, with the first variant."""
-        method = next((name for name in methods_of(self._sweep, injury) if name.startswith(ON_POLICY)), ON_POLICY)
+        method = next((name for name in methods_of(self._sweep, injury) if name.startswith(PLAIN)), PLAIN)
         return injury, next(iter(self._sweep.variants), None), method
 
     def _before_repair(self, proofs: Sequence[Proof]) -> BeforeRepair:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recoup.evaluate.fidelity import TeacherValues, kl_difference, ratio_estimate, teacher_values, token_values
-from recoup.models.load import LanguageModel
+from recoup.models.load import LanguageModel, computing
 from recoup.models.sample import Rollouts
 from recoup.results import Estimate
 
@@ -40,7 +40,7 @@ def said_by(teacher: LanguageModel, rollouts: Rollouts) -> TeacherValues:
     Raises:
         SourceError: it has no output head that recoup knows.
     """
-    with _computing(teacher):
+    with computing(teacher):
         return teacher_values(teacher, rollouts)
 
 
@@ -50,7 +50,7 @@ def scored(said: TeacherValues, student: LanguageModel) -> PromptKL:
     Raises:
         SourceError: the tokenizers differ, or it has no output head that recoup knows.
     """
-    with _computing(student):
+    with computing(student):
         values = token_values(said, student)
     return PromptKL(values.sums(values.kl_N), values.counts_P)
 
@@ -86,7 +86,3 @@ def information(chunks_NV: Iterator[Float[Tensor, "_ V"]]) -> float:
         entropy += float(torch.special.entr(logp_CV.exp()).sum())
         count += len(logp_CV)
     return float(torch.special.entr(total_V / count).sum()) - entropy / count
-
-
-def _computing(model: LanguageModel) -> torch.autocast:
-    return torch.autocast(model.device.type, torch.bfloat16)
