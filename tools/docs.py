@@ -19,7 +19,7 @@ from recoup.config import METHODS
 from recoup.report import score_table_markdown
 from recoup.results.sweep import SweepResult
 from recoup.run_folder import result_path
-from recoup.sweep.table import boards
+from recoup.sweep.table import LEGEND, boards
 from tools.benchmark import benchmark
 from tools.evidence import RESULTS, SWEEPS, Evidence, leaderboard, read_evidence
 from tools.structure_table import structure_table, trained_table
@@ -31,8 +31,7 @@ BENCHMARKS = (
     "end_to_end", "end_to_end.batch32", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise",
     "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
-SWEPT = ("forgetting", "compression")
-NUM_BEST = 3  # methods of an injury that the README shows
+SWEPT = {"forgetting": 3, "compression": 3, "experts": 1, "ablation": 0}  # to the best rows of an injury in the README
 FILLED = (
     ROOT / "README.md",
     RESULTS / "README.md",
@@ -143,10 +142,10 @@ def swept() -> str:
         "seeds",
     )
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for name in SWEPT:
-        result = SweepResult.read(result_path(SWEEPS / name))
-        for board in boards(result):
-            shown = board.cells[:NUM_BEST] + [row for row in board.cells[NUM_BEST:] if row["method"] == "none"]
+    for name, best in SWEPT.items():
+        path = result_path(SWEEPS / name)
+        for board in boards(SweepResult.read(path)) if best and path.is_file() else ():
+            shown = board.cells[:best] + [row for row in board.cells[best:] if row["method"] == "none"]
             lines += [f"| {' | '.join([name, board.injury, *(row[c] for c in columns[2:])])} |" for row in shown]
     return "\n".join(lines) + "\n"
 
@@ -168,6 +167,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "what trains": trained_table,
     "repair methods": methods_table,
     "sweeps": swept,
+    "legend": lambda: f"{LEGEND}\n",
 }
 GENERATED |= {f"benchmark {name}": partial(benchmark, name) for name in BENCHMARKS}
 GENERATED |= {f"sweep {name}": partial(leaderboard, name) for name in SWEPT}

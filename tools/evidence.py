@@ -17,6 +17,7 @@ from recoup.report import draw_leaderboard, write_readme_figure
 from recoup.results import DegradeResult, DiagnoseResult, EvaluateResult, RecoverResult
 from recoup.results.sweep import SweepResult
 from recoup.run_folder import RunFolder, result_path
+from recoup.sweep.table import LEGEND
 
 RESULTS = Path(__file__).parent.parent / "results"
 SWEEPS = RESULTS / "sweeps"
@@ -98,11 +99,11 @@ def keep_sweep(sweep: Path) -> Path:
 
 
 def leaderboard(name: str) -> str:
-    """A sweep's leaderboard, as a part of a document: its headings are two levels down."""
+    """A sweep's leaderboard, as a part of a document that says the legend itself: its headings are two levels down."""
     path = SWEEPS / name / "leaderboard.md"
     if not path.is_file():
         return "Not run yet.\n"
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").replace(f"{LEGEND}\n\n", "").splitlines()
     return "\n".join(f"##{line}" if line.startswith("#") else line for line in lines) + "\n"
 
 

@@ -3,21 +3,18 @@
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from recoup.errors import TrainingError
 from recoup.progress import Progress
 from recoup.recover.live import LiveView
+from recoup.recover.loaded import Repair
 from recoup.recover.record import Record, texts
 from recoup.recover.state import RunState
 from recoup.recover.trackers import Log, open_trackers
 from recoup.results import RecoverStep
 
-if TYPE_CHECKING:
-    from recoup.recover.run import Repair
 
-
-def train(repair: "Repair", last: int, progress: Progress) -> None:
+def train(repair: Repair, last: int, progress: Progress) -> None:
     """Steps from the last checkpoint, or from the start, until `last` are taken, the budget is spent or the looks say enough.
 
     Raises:
@@ -45,7 +42,7 @@ def train(repair: "Repair", last: int, progress: Progress) -> None:
             state.save_if_due()
 
 
-def _look(repair: "Repair") -> dict[str, object]:
+def _look(repair: Repair) -> dict[str, object]:
     """Look at the student if it is time; the figures that trackers and terminal show."""
     trainer, position = repair.trainer, repair.trainer.position
     if repair.prober is None or not repair.prober.due(position.looks, position.step, trainer.config.steps):
@@ -60,7 +57,7 @@ def _look(repair: "Repair") -> dict[str, object]:
     }
 
 
-def _step(repair: "Repair", record: Record) -> RecoverStep | None:
+def _step(repair: Repair, record: Record) -> RecoverStep | None:
     """One step, recorded; null where it went wrong and the run may go back.
 
     Raises:
@@ -81,7 +78,7 @@ def _step(repair: "Repair", record: Record) -> RecoverStep | None:
     return metrics
 
 
-def _keep(repair: "Repair", record: Record) -> None:
+def _keep(repair: Repair, record: Record) -> None:
     """Forget the lines of steps that are about to be taken again, once every process has read where to go on."""
     repair.processes.wait()
     if repair.processes.is_main:
@@ -90,7 +87,7 @@ def _keep(repair: "Repair", record: Record) -> None:
         repair.prober.keep(repair.trainer.position.looks.last)
 
 
-def _trackers(repair: "Repair") -> AbstractContextManager[Log]:
+def _trackers(repair: Repair) -> AbstractContextManager[Log]:
     config = repair.trainer.config
     step = repair.trainer.position.step
     return open_trackers(config.trackers, repair.folder, repair.folder.parent.name, config.model_dump(), step)

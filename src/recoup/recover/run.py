@@ -18,11 +18,12 @@ from recoup.models.save import save
 from recoup.progress import Progress, silent
 from recoup.recover import teachers as teaching
 from recoup.recover.compute import ComputeCopy
+from recoup.recover.loaded import Repair
 from recoup.recover.loop import train
-from recoup.recover.probe import Prober, prober
+from recoup.recover.probe import prober
 from recoup.recover.record import Record
 from recoup.recover.state import BEST, LAST, RunState
-from recoup.recover.teachers import Pupil, Teacher, load_teachers
+from recoup.recover.teachers import Pupil, load_teachers
 from recoup.recover.terms import read_terms, write_prompts
 from recoup.recover.trackers import check_trackers
 from recoup.recover.trainer import Parts, Trainer
@@ -34,7 +35,7 @@ from recoup.structure.spec import Structure
 from recoup.training.memory import peak_memory_bytes
 from recoup.training.optimizer import Stepper, StepSettings
 from recoup.training.plan import lora_of, training_plan
-from recoup.training.processes import Processes, all_processes
+from recoup.training.processes import all_processes
 from recoup.training.sharding import RowGuard, check_optimizer, guard_of, whole_student
 
 
@@ -51,24 +52,6 @@ class RecoverInputs:
     before: str | None = (
         None  # the model that was compressed; weights that it rounds to train from where they were in it
     )
-
-
-@dataclass(frozen=True)
-class Repair:
-    """A repair, loaded and ready to step."""
-
-    inputs: RecoverInputs
-    student: LanguageModel  # fp32 weights, on the structure
-    guard: Guard
-    teachers: tuple[Teacher, ...]
-    trainer: Trainer
-    folder: Path
-    prober: Prober | None = None
-
-    @property
-    def processes(self) -> Processes:
-        """Who takes part."""
-        return self.trainer.parts.processes
 
 
 def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress = silent) -> RecoverResult:
@@ -92,7 +75,7 @@ def run(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progress
     processes = repair.processes
     whole = whole_student(repair.student, processes)
     structure = repair.guard.whole_structure() if isinstance(repair.guard, RowGuard) else repair.guard.structure
-    processes.on_main(partial(_finish, repair, whole, structure))
+    processes.on_main(partial(_finish, repair, inputs, whole, structure))
     return RecoverResult.read(result_path(folder))
 
 
@@ -160,7 +143,7 @@ def _load(config: Recover, inputs: RecoverInputs, folder: Path, progress: Progre
     watching = prober(config, teachers, inputs.seed, folder, processes)
     settings = StepSettings(config.precision, config.weight_decay, config.max_grad_norm, config.memory.optimizer)
     parts = Parts(compute, Stepper(guard, settings, processes), terms, processes, folder)
-    return Repair(inputs, student, guard, teachers, Trainer(config, parts), folder, watching)
+    return Repair(student, guard, teachers, Trainer(config, parts), folder, watching)
 
 
 def _start_latents(
@@ -185,9 +168,9 @@ def _choose(repair: Repair, progress: Progress) -> None:
         progress(f"probe: {'; '.join(ends)}", 1, 1)
 
 
-def _finish(repair: Repair, student: LanguageModel, structure: Structure) -> None:
+def _finish(repair: Repair, inputs: RecoverInputs, student: LanguageModel, structure: Structure) -> None:
     """Save the repaired student and the stage's result."""
-    trainer, folder, inputs = repair.trainer, repair.folder, repair.inputs
+    trainer, folder = repair.trainer, repair.folder
     checked = save(student, structure, folder / "checkpoint")
     steps = Record(folder).steps()
     stepper, probe, after = trainer.parts.stepper, trainer.config.probe, inputs.after

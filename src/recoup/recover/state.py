@@ -11,18 +11,15 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from recoup.errors import TrainingError
 from recoup.models.sample import pad_id
 from recoup.recover import teachers as teaching
 from recoup.recover.dealing import dealt, together
+from recoup.recover.loaded import Repair
 from recoup.recover.position import Position
 from recoup.run_folder import atomic_folder
 from recoup.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-
-if TYPE_CHECKING:
-    from recoup.recover.run import Repair
 
 ROLLOUTS, TEACHERS = "rollouts", "teachers"
 LAST, BEST = "state", "best"  # folders
@@ -31,7 +28,7 @@ LAST, BEST = "state", "best"  # folders
 class RunState:
     """The checkpoint of a repair, in the stage's folder."""
 
-    def __init__(self, repair: "Repair") -> None:
+    def __init__(self, repair: Repair) -> None:
         self._repair, self._trainer = repair, repair.trainer
         self._folder, self._best = repair.folder / LAST, repair.folder / BEST
         self._keeps_best = repair.prober is not None and repair.prober.settings.keep_best
