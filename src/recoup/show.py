@@ -38,7 +38,8 @@ def degraded(console: Console, result: DegradeResult) -> None:
 def diagnosed(console: Console, result: DiagnoseResult) -> None:
     """Token fidelity, then a row per layer, then what else was found."""
     console.print(f"{_tokens(result.tokens)} ({result.tokens.num_tokens} tokens)", soft_wrap=True)
-    title = f"debiased linear CKA, n = {result.num_cka_tokens} tokens, sink tokens left out"
+    moved = f", {result.num_moved_sinks} of them in one model alone" if result.num_moved_sinks else ""
+    title = f"debiased linear CKA, n = {result.num_cka_tokens} tokens, sink tokens left out{moved}"
     table = Table("layer", "CKA", "ceiling", "floor", "with sink token", "relative L2", "weight drift", title=title)
     for layer in result.layers:
         low, high = layer.cka_interval or (None, None)

@@ -130,14 +130,29 @@ def test_a_student_that_moved_its_massive_dimension_shows_it(tiny_model: Path) -
     assert [layer.student_massive_dims for layer in found.layers] == [(), (5,)]
 
 
-def _push(model: LanguageModel, dim: int) -> None:
-    def far_first_tokens(_block: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+@pytest.mark.parametrize("moved", ["teacher", "student"])
+def test_a_sink_of_one_model_alone_is_left_out_and_counted(tiny_model: Path, moved: str) -> None:
+    """Equal weights, but one model puts the second token of each sequence far out, from its first block on."""
+    models = {name: load(str(tiny_model)) for name in ("teacher", "student")}
+    _push(models[moved], dim=3, block=0, place=1)
+    found = looked(models["teacher"], models["student"])
+    assert found.num_moved_sinks == len(LENGTHS)
+    assert found.num_tokens == sum(map(sum, LENGTHS)) - 2 * len(LENGTHS)
+    assert found.layers[0].linear_cka == pytest.approx(1, abs=1e-6)
+    assert found.layers[0].linear_cka_all_tokens < 0.5
+    assert looked(models[moved], models[moved]).num_moved_sinks == 0
+
+
+def _push(model: LanguageModel, dim: int, block: int = 1, place: int = 0) -> None:
+    """Put the token at `place` of each sequence far out after a block."""
+
+    def far_out(_block: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        starts = torch.tensor([7 - prompt for prompt, _ in LENGTHS])
-        output[torch.arange(len(starts)), starts, dim] += 10_000
+        places = torch.tensor([7 - prompt + place for prompt, _ in LENGTHS])
+        output[torch.arange(len(places)), places, dim] += 10_000
         return output
 
-    blocks(model.model)[1].register_forward_hook(far_first_tokens)
+    blocks(model.model)[block].register_forward_hook(far_out)
 
 
 def test_without_massive_dimensions(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,8 @@ def some_states(rollouts: Rollouts, num_blocks: int = 2) -> TokenStates:
         return tuple(torch.randn(len(row_N), 5, generator=generator) for _ in range(num_blocks))
 
     place_N = row_N * rollouts.tokens_BT.shape[1] + column_N
-    return TokenStates(drawn(), drawn(), first_BT[rollouts.attention_BT], row_N, place_N)
+    first_N = first_BT[rollouts.attention_BT]
+    return TokenStates(drawn(), drawn(), first_N, torch.zeros_like(first_N), row_N, place_N)
 
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,19 @@ def test_figures_are_those_of_a_diagnosis(tiny_models: dict[str, Path], layout: 
     assert seen.linear_cka == pytest.approx([layer.linear_cka for layer in layers], abs=1e-5)
 
 
+@pytest.mark.parametrize("moved", ["teacher", "student"])
+def test_a_sink_of_either_model_is_left_out(tiny_model: Path, tmp_path: Path, moved: str) -> None:
+    """One model puts every letter h far out: as in a diagnosis, CKA is taken over the other tokens."""
+    models = {"teacher": load(str(tiny_model)), "student": load(str(save_tiny("llama", tmp_path, seed=1)))}
+    letter = models[moved].tokenizer("h").input_ids[-1]
+    models[moved].model.get_input_embeddings().weight.data[letter] *= 10_000
+    rollouts = answered(models["teacher"])
+    seen = look(models["student"].model, take(Frozen(models["teacher"], VOCAB), rollouts))
+    found = layer_damage(models["teacher"], models["student"], rollouts, seed=0, num_bootstrap=0)
+    assert found.num_moved_sinks == int((rollouts.tokens_BT == letter).sum()) > 0
+    assert seen.linear_cka == pytest.approx([layer.linear_cka for layer in found.layers], abs=1e-5)
+
+
 def test_a_deeper_wider_teacher_with_a_padded_head(tiny_model: Path, tmp_path: Path) -> None:
     deep = save_tiny("llama", tmp_path, seed=1, num_hidden_layers=4, hidden_size=48, vocab_size=VOCAB + 5)
     teacher, student = load(str(deep)), load(str(tiny_model))

@@ -160,6 +160,7 @@ DIAGNOSIS = DiagnoseResult(
     tokens=tokens(1.304),
     layers=tuple(layer(i) for i in range(NUM_LAYERS)),
     num_cka_tokens=3904,
+    num_moved_sinks=34,
     seconds=71,
     groups=(
         GroupDamage(group="chat", tokens=tokens(1.021, 12), mean_cka=0.913),

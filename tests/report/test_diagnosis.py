@@ -57,6 +57,7 @@ def test_every_part_is_there_in_order_with_the_records_numbers():
         "on 3,904 tokens, sink tokens left out",
         "Bands are 95% intervals",
         "Lowest: 0.710 at layer 29.",
+        "Attention settles on 34 tokens in one of the models alone",
         "30 of 30 student layers are most like their own partner.",
         "How to read CKA",
         "higher CKA is not always higher accuracy",

@@ -43,7 +43,8 @@ class Layers:
     """Damage of every block, and the hidden states it was taken from, for further questions (`states.mean_cka`)."""
 
     layers: tuple[LayerDamage, ...]
-    num_tokens: int  # behind `linear_cka`, sink tokens left out
+    num_tokens: int  # behind `linear_cka`, sink tokens of either model left out
+    num_moved_sinks: int  # tokens that are a sink in one of the models alone
     cka_map: tuple[tuple[float, ...], ...]  # student block by teacher block, debiased, sink tokens left out
     states: TokenStates
 
@@ -84,6 +85,7 @@ def layer_damage(
     return Layers(
         layers=tuple(layers),
         num_tokens=int((~states.sink_N).sum()),
+        num_moved_sinks=int(states.moved_N.sum()),
         cka_map=tuple(map(tuple, map_LM.tolist())),
         states=states,
     )

@@ -36,7 +36,8 @@ class TokenStates:
 
     student: tuple[Float[Tensor, "N D"], ...]
     teacher: tuple[Float[Tensor, "N E"], ...]
-    sink_N: Bool[Tensor, " N"]
+    sink_N: Bool[Tensor, " N"]  # in either model
+    moved_N: Bool[Tensor, " N"]  # a sink in one of them alone
     rollout_N: Int[Tensor, " N"]  # that the token belongs to
     place_N: Int[Tensor, " N"]  # of the token in the flattened (B, T) of the rollouts
 
@@ -69,8 +70,8 @@ def token_states(
     """Run both models on prompts and completions; returns their hidden states, and how far each block's parts drifted.
 
     Args:
-        teacher: says which tokens are sinks.
-        student: of any depth and width.
+        teacher: of any depth and width.
+        student: the same.
         rollouts: same token ids for both.
         max_tokens: held at most, but for one sequence that is longer.
 
@@ -81,20 +82,22 @@ def token_states(
     rows = even_rows(rollouts.attention_BT.sum(1).tolist(), max_tokens)
     chosen = Rollouts(rollouts.tokens_BT[rows], rollouts.attention_BT[rows], rollouts.completion_BT[rows])
     partners = paired_blocks(len(blocks(student.model)), len(blocks(teacher.model)))
-    own, theirs, sinks, sums = [], [], [], []
+    own, theirs, sinks, moved, sums = [], [], [], [], []
     for batch in batches(chosen, BATCH_SIZE):
         states, teacher_parts = states_and_parts(teacher.model, batch)
         theirs.append(_real_tokens(states, batch, teacher.name))
-        sink_BT = sink_tokens(states, batch.attention_BT)
-        sinks.append(sink_BT[batch.attention_BT])
+        theirs_BT = sink_tokens(states, batch.attention_BT)
         states, student_parts = states_and_parts(student.model, batch)
         own.append(_real_tokens(states, batch, student.name))
-        counts_N = (batch.attention_BT & ~sink_BT).flatten()
+        own_BT = sink_tokens(states, batch.attention_BT)
+        sinks.append((own_BT | theirs_BT)[batch.attention_BT])
+        moved.append((own_BT ^ theirs_BT)[batch.attention_BT])
+        counts_N = (batch.attention_BT & ~own_BT & ~theirs_BT).flatten()
         sums.append(square_sums(student_parts, teacher_parts, partners, counts_N))
     row_N, column_N = chosen.attention_BT.nonzero().unbind(1)
     rollout_N = torch.tensor(rows, device=row_N.device)[row_N]
     place_N = rollout_N * rollouts.tokens_BT.shape[1] + column_N
-    held = TokenStates(_joined(own), _joined(theirs), torch.cat(sinks), rollout_N, place_N)
+    held = TokenStates(_joined(own), _joined(theirs), torch.cat(sinks), torch.cat(moved), rollout_N, place_N)
     return held, part_drift(sums, len(partners))
 
 

@@ -86,6 +86,7 @@ def run(config: Diagnose, inputs: DiagnoseInputs, folder: Path, progress: Progre
         tokens=values.damage(num_bootstrap=NUM_BOOTSTRAP, seed=inputs.seed),
         layers=layers.layers,
         num_cka_tokens=layers.num_tokens,
+        num_moved_sinks=layers.num_moved_sinks,
         cka_map=layers.cka_map,
         groups=_groups(pair, values, layers),
         positions=position_damage(pair.rollouts, values.kl_N, layers.states),

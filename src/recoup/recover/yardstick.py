@@ -3,7 +3,7 @@
 The teacher's side is worked out once and kept: what enters its head, and the hidden states after its blocks, both in the type
 it computes in (SmolLM2-135M, 16 prompts of 80 tokens: 45 MB). A look is then one forward pass of the student. The
 figures are those of a diagnosis (`evaluate.fidelity`, `diagnose.layers`) on these prompts: token KL over the whole shared
-vocabulary, and debiased linear CKA by block over all tokens but the teacher's sink tokens.
+vocabulary, and debiased linear CKA by block over all tokens but the sink tokens of either model.
 
 Shapes: B rollouts of a batch, T padded tokens, N completion tokens, C of a chunk, M tokens that CKA is taken over, P prompts, D
 student width, E teacher width, V vocabulary.
@@ -37,7 +37,7 @@ class Part:
     """Prompts of one forward pass."""
 
     rollouts: Rollouts
-    kept_BT: Bool[Tensor, "B T"]  # tokens that CKA is taken over
+    kept_BT: Bool[Tensor, "B T"]  # tokens that are no sinks of the teacher
     teacher_NE: Float[Tensor, "N E"]  # what enters the teacher's head before each completion token
 
 
@@ -48,7 +48,7 @@ class Yardstick:
     parts: tuple[Part, ...]
     head: Head  # the teacher's
     num_shared: int  # leading vocabulary entries that teacher and student share
-    states: tuple[Float[Tensor, "M E"], ...]  # after each block of the teacher
+    states: tuple[Float[Tensor, "M E"], ...]  # after each block of the teacher, at `kept_BT`
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,17 @@ def look(student: PreTrainedModel, by: Yardstick) -> Seen:
         DataError: too few tokens for the estimator.
         StructureError: the student has no blocks that can be found.
     """
-    sums, states = [], []
+    sums, states, kept = [], [], []
     with evaluating(student):
         for part in by.parts:
             student_NV, states_BTD = _with_states(completion_logits, student, part.rollouts)
             sums.append(_sums(student_NV, by.head.logits(part.teacher_NE), part.rollouts, by.num_shared))
             states.append([block_BTD[part.kept_BT] for block_BTD in states_BTD])
+            kept.append(~sink_tokens(states_BTD, part.rollouts.attention_BT)[part.kept_BT])
     own = _joined(states)
     partners = [by.states[index] for index in paired_blocks(len(own), len(by.states))]
     counts_P, kl_P, agrees_P = torch.cat(sums).cpu().unbind(1)
-    return Seen(counts_P, kl_P, agrees_P, tuple(cka_pairs(own, partners).value_L.tolist()))
+    return Seen(counts_P, kl_P, agrees_P, tuple(cka_pairs(own, partners, torch.cat(kept)).value_L.tolist()))
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def render(diagnosis: Diagnosis) -> str:
         title=diagnosis_words.title(diagnosis),
         tiles=diagnosis_words.tiles(result),
         lowest=diagnosis_words.lowest_layer(result.layers) if result.layers else "",
+        moved=diagnosis_words.moved_sinks(result),
         bounds=layer_plots.bounds_sentence(layer_plots.student_state(result)),
         map_sentence=diagnosis_words.map_sentence(result),
         how_to_read=diagnosis_words.HOW_TO_READ_CKA,

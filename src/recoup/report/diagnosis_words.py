@@ -56,6 +56,14 @@ def lowest_layer(layers: Sequence[LayerDamage]) -> str:
     return f"Lowest: {worst.linear_cka:.3f} at layer {worst.layer}."
 
 
+def moved_sinks(result: DiagnoseResult) -> str:
+    """That attention rests on other tokens in one model than in the other, which CKA leaves out."""
+    if not result.num_moved_sinks:
+        return ""
+    tokens = counted(result.num_moved_sinks, "token")
+    return f"Attention settles on {tokens} in one of the models alone: a change that CKA, which leaves them out, does not show."
+
+
 def map_sentence(result: DiagnoseResult) -> str:
     """Whether layers still stand in their places."""
     if len(result.cka_map) != len(result.layers):

@@ -10,7 +10,7 @@ from recoup.results.fidelity import TokenDamage
 class LayerDamage(Record):
     """One block, student against teacher on the same tokens.
 
-    Sink tokens (the first of a sequence) are left out of everything but `linear_cka_all_tokens`.
+    Sink tokens of either model (`diagnose.massive`) are left out of everything but `linear_cka_all_tokens`.
     """
 
     layer: int
@@ -83,8 +83,9 @@ class DiagnoseResult(Result):
     student: str
     tokens: TokenDamage
     layers: tuple[LayerDamage, ...]
-    num_cka_tokens: int  # n of the estimator, sink token left out
+    num_cka_tokens: int  # n of the estimator, sink tokens left out
     seconds: float
+    num_moved_sinks: int | None = None  # tokens that attention settles on in one of the models alone
     groups: tuple[GroupDamage, ...] = ()
     positions: tuple[PositionDamage, ...] = ()
     cka_map: tuple[tuple[float, ...], ...] = ()  # student block by teacher block, debiased, sink tokens left out
