@@ -102,10 +102,19 @@ def test_answers_that_are_short_by_nature_are_no_collapse() -> None:
     assert watched(*[short] * 9).verdict(RULE) is None
 
 
-def test_a_student_that_repeats_from_the_start_is_judged_once_it_has_recovered() -> None:
-    looping, well = replace(FINE, repetition=0.9), replace(FINE, repetition=0.2)
+def test_a_student_that_repeats_from_the_start_is_judged_by_the_best_it_was() -> None:
+    """Half-way to repeating everything is allowed: 0.95 after 0.9, 0.75 after 0.5, and the rule's own 0.6 after 0.2."""
+    looping, half, well = (replace(FINE, repetition=share) for share in (0.9, 0.5, 0.2))
     assert watched(*[looping] * 6).verdict(RULE) is None
+    assert watched(half, half, replace(FINE, repetition=0.75), replace(FINE, repetition=0.75)).verdict(RULE) is None
+    verdict = watched(half, half, looping, looping).verdict(RULE)
+    assert verdict is not None
+    assert "at best 50.0% did; guards.max_repetition allows 75%" in verdict
     assert watched(looping, looping, well, well, looping, looping).verdict(RULE) is not None
+    assert (
+        watched(looping, looping, replace(FINE, repetition=1.0), replace(FINE, repetition=1.0)).verdict(RULE)
+        is not None
+    )
 
 
 def test_nothing_is_said_before_a_window_is_full_or_where_unguarded() -> None:

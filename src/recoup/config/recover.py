@@ -99,7 +99,8 @@ class Guards(Node):
     )
     max_repetition: Share = Field(
         0.6,
-        description="Largest share of 4-grams that repeat within their completion, judged once it was kept; 1: unguarded.",
+        description="Largest share of 4-grams that repeat within their completion, or half-way from the run's least to all of "
+        "them where that is more; 1: unguarded.",
     )
     min_entropy: Share = Field(
         0.1,

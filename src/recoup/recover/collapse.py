@@ -10,8 +10,9 @@ all variety. Each is a number of the sampled completions:
   of that distribution over the places visited, so no distribution has to be looked at.
 
 Length and entropy are judged against the run's own first on-policy steps: answers that end early by nature set a low mark.
-A student that repeats itself from the start (damage, not collapse) is judged on repetition from its first window that keeps
-the bound. Steps on teacher-written text say nothing of the student and are not shown to the watch.
+Repetition has a bound of its own, or half-way from the run's least to everything, where that is more: a student that repeats
+itself from the start is damaged, and one whose teacher repeats itself learns it; neither has collapsed. Steps on
+teacher-written text say nothing of the student and are not shown to the watch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +93,7 @@ class Watch:
     first: tuple[Vitals, ...] = ()
     last: tuple[Vitals, ...] = ()
     step: int | None = None  # the last step seen
-    kept_repetition: bool = False  # whether any window has kept the bound on repetition
+    least_repetition: float = 1.0  # mean of the window that had the least
 
     def after(self, rule: Guards, step: int, vitals: Vitals) -> "Watch":
         """The watch with one more on-policy step; a step that it has seen already changes nothing."""
@@ -100,9 +101,10 @@ class Watch:
             return self
         first = self.first if len(self.first) >= rule.window else (*self.first, vitals)
         last = (*self.last, vitals)[-rule.window :]
-        full = len(last) == rule.window
-        kept = self.kept_repetition or (full and fmean(v.repetition for v in last) <= rule.max_repetition)
-        return Watch(first, last, step, kept)
+        least = self.least_repetition
+        if len(last) == rule.window:
+            least = min(least, fmean(v.repetition for v in last))
+        return Watch(first, last, step, least)
 
     def verdict(self, rule: Guards) -> str | None:
         """Which bound the last `rule.window` steps broke, and by how much, in one sentence; null while all is well."""
@@ -118,10 +120,13 @@ class Watch:
         )
 
     def _repeats_too_much(self, rule: Guards, steps: str) -> str | None:
-        share = fmean(vitals.repetition for vitals in self.last)
-        if not self.kept_repetition or share <= rule.max_repetition:
+        share, least = fmean(vitals.repetition for vitals in self.last), self.least_repetition
+        most = max(rule.max_repetition, (1 + least) / 2)
+        if share <= most:
             return None
-        return f"{share:.1%} of 4-grams repeat {steps}; guards.max_repetition allows {rule.max_repetition:.0%}"
+        return (
+            f"{share:.1%} of 4-grams repeat {steps}, at best {least:.1%} did; guards.max_repetition allows {most:.0%}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` gives an equal watch back."""
@@ -131,7 +136,7 @@ class Watch:
     def from_dict(cls, saved: Mapping[str, Any]) -> "Watch":
         """The watch that `to_dict` wrote."""
         first, last = (tuple(Vitals(**vitals) for vitals in saved[name]) for name in ("first", "last"))
-        return cls(first, last, saved["step"], saved["kept_repetition"])
+        return cls(first, last, saved["step"], saved["least_repetition"])
 
 
 def _lengths(steps: Sequence[Vitals]) -> list[float]:
