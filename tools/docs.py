@@ -31,7 +31,8 @@ BENCHMARKS = (
     "end_to_end", "end_to_end.batch32", "end_to_end.qwen2", "end_to_end.gemma3", "quality.int3", "quality.noise",
     "sdft.strict", "sdft.reuse", "sdft.quality", "sampling", "divergence", "cka", "cka_term", "evaluate",
 )  # fmt: skip
-SWEPT = {"forgetting": 3, "compression": 3, "experts": 1, "ablation": 0}  # to the best rows of an injury in the README
+IN_README = {"forgetting": 3, "compression": 3, "experts": 1}  # sweeps, to how many of an injury's best rows are shown
+SWEPT = (*IN_README, "ablation")
 FILLED = (
     ROOT / "README.md",
     RESULTS / "README.md",
@@ -142,9 +143,8 @@ def swept() -> str:
         "seeds",
     )
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for name, best in SWEPT.items():
-        path = result_path(SWEEPS / name)
-        for board in boards(SweepResult.read(path)) if best and path.is_file() else ():
+    for name, best in IN_README.items():
+        for board in boards(SweepResult.read(result_path(SWEEPS / name))):
             shown = board.cells[:best] + [row for row in board.cells[best:] if row["method"] == "none"]
             lines += [f"| {' | '.join([name, board.injury, *(row[c] for c in columns[2:])])} |" for row in shown]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ the size of hidden states is a model's own. Measured on SmolLM2-135M-Instruct in
 A model that trains may settle its attention on other tokens than it did. Their states are then far longer in one model than in
 the other, and CKA sees little else. So a sink of either model is left out of both, and tokens that are one in a single model
 are counted. Tokens that are long after some blocks only are not covered: of a student at 3 bits after ten steps, in which no
-sink had moved, CKA reads 0.06 in blocks 12 to 20, and 0.81 to 0.87 with the teacher's massive dimensions left out.
+sink had moved, CKA reads 0.06 to 0.07 in blocks 12 to 18, and 0.81 to 0.87 with the teacher's massive dimensions left out.
 
 Shapes: B rollouts, T padded tokens, L blocks, N tokens, D width.
 """
